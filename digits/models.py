@@ -1,0 +1,128 @@
+"""The networks, and the file that holds a trained one.
+
+Every network takes float32 images [n, 1, 28, 28] with pixels in 0 … 1 and gives logits [n, classes]. Normalisation is
+its first layer, so that training, evaluation and the exported files cannot disagree about it.
+
+To add one: write a class here, name it in `NETWORKS`, and give its own knobs a section under `model` in params.yaml and
+a class in `params.ModelParams`.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from digits.command import UserError
+from digits.datasets import SIDE
+from digits.files import atomic
+
+
+class Normalize(nn.Module):
+    """(pixel - mean) / std, with the training split's statistics kept in the file of the weights."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+class CNN(nn.Sequential):
+    """A small convolutional network: 5x5, pool, then 3x3 each, pool, one hidden layer.
+
+    Pooling comes before batch norm and ReLU (they commute with it or nearly so) because that is a quarter of their
+    work, and convolutions are unpadded for the same reason: a digit has a black margin. No bias where batch norm
+    follows, which would take it out again.
+    """
+
+    def __init__(self, classes: int, channels: list[int], hidden: int, dropout: float) -> None:
+        layers: list[nn.Module] = []
+        before, side, last = 1, SIDE, len(channels) - 1
+        for place, width in enumerate(channels):
+            kernel = 5 if place == 0 else 3
+            layers.append(nn.Conv2d(before, width, kernel, bias=False))
+            side -= kernel - 1
+            if place in (0, last):
+                layers.append(nn.MaxPool2d(2))
+                side //= 2
+            layers += [nn.BatchNorm2d(width), nn.ReLU()]
+            before = width
+        layers += [nn.Flatten(), nn.Linear(before * side * side, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+        super().__init__(*layers, nn.Dropout(dropout), nn.Linear(hidden, classes))
+
+
+class MLP(nn.Sequential):
+    """Fully connected layers with ReLU between: with hidden = [128, 64] the network of the classic notebook."""
+
+    def __init__(self, classes: int, hidden: list[int], dropout: float) -> None:
+        layers: list[nn.Module] = [nn.Flatten()]
+        before = SIDE * SIDE
+        for width in hidden:
+            layers += [nn.Linear(before, width), nn.ReLU(), nn.Dropout(dropout)]
+            before = width
+        super().__init__(*layers, nn.Linear(before, classes))
+
+
+NETWORKS: dict[str, type[nn.Module]] = {"cnn": CNN, "mlp": MLP}
+
+
+def build(name: str, classes: int, knobs: dict[str, Any], mean: float = 0.0, std: float = 1.0) -> nn.Module:
+    """Give a new network with freshly drawn weights: normalisation by `mean` and `std`, then `NETWORKS[name]`.
+
+    `knobs` are the network's own (its section under `model` in params.yaml). Weights are drawn from torch's global one.
+    """
+    return nn.Sequential(Normalize(mean, std), NETWORKS[name](classes=classes, **knobs))
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Give the number of trained values."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the file of a model says about it: enough to build the network again and to know how it was trained.
+
+    `classes` are the names of the outputs, `knobs` the network's own, `training` the sections of params.yaml that
+    shaped the weights.
+    """
+
+    name: str
+    classes: list[str]
+    knobs: dict[str, Any]
+    training: dict[str, Any]
+
+
+def save(network: nn.Module, description: Description, path: Path) -> None:
+    """Write weights and description as one safetensors file, whole or not at all."""
+    tensors = {key: value.contiguous().cpu() for key, value in network.state_dict().items()}
+    with atomic(path) as partial:
+        # Exactly one metadata key: safetensors writes several in a random order, and equal models must be equal bytes.
+        save_file(tensors, partial, metadata={"model": json.dumps(asdict(description), sort_keys=True)})
+
+
+def load(path: Path) -> tuple[nn.Module, Description]:
+    """Read a file written by `save`: the network in evaluation mode on the CPU, and its description.
+
+    Raises UserError if the file is missing, damaged or not such a file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = Description(**json.loads(file.metadata()["model"]))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dictionary
+        network = build(description.name, len(description.classes), description.knobs)
+        network.load_state_dict(tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a model of this project, or damaged ({reason}); `dvc repro` makes it") from None
+    return network.eval(), description

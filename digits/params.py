@@ -1,0 +1,187 @@
+"""params.yaml -> frozen, validated objects; the only reader of that file.
+
+Unknown keys, missing keys, wrong types, values out of range and values that contradict each other are refused
+together, before any work, each as `params.yaml: train.epochs: …`.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from digits.command import UserError
+from digits.datasets import DATASETS, FOLDER
+from digits.files import flatten
+
+PATH = Path("params.yaml")
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Amount = Annotated[float, Field(ge=0)]
+Source = Annotated[str, Field(pattern=r"^(torchvision|pypi|https?://\S+)$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataParams(_Section):
+    name: Literal["mnist", "fashion_mnist", "kmnist", "folder"]
+    folder: Annotated[str, Field(min_length=1)]
+    sources: Annotated[list[Source], Field(min_length=1)]
+    timeout: Annotated[float, Field(gt=0)]
+
+
+class SplitParams(_Section):
+    validation: Count
+    seed: Seed
+
+
+class CNNParams(_Section):
+    channels: Annotated[list[Count], Field(min_length=2, max_length=6)]
+    hidden: Count
+    dropout: Share
+
+
+class MLPParams(_Section):
+    hidden: list[Count]
+    dropout: Share
+
+
+class ModelParams(_Section):
+    name: Literal["cnn", "mlp"]
+    cnn: CNNParams
+    mlp: MLPParams
+
+    def knobs(self) -> dict[str, Any]:
+        """Give the knobs of the network that `name` picks."""
+        section: _Section = getattr(self, self.name)
+        return section.model_dump()
+
+
+class TrainParams(_Section):
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]  # batch norm needs two
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup: Annotated[float, Field(ge=0, le=1)]
+    momentum: Share
+    weight_decay: Amount
+    label_smoothing: Share
+    keep: Literal["last", "best"]
+
+
+class AugmentationParams(_Section):
+    rotation: Annotated[float, Field(ge=0, le=180)]
+    scale: Share
+    shift: Annotated[float, Field(ge=0, le=28)]
+    shear: Amount
+
+
+class RuntimeParams(_Section):
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: Count
+    batch_size: Count
+
+
+class EvaluateParams(_Section):
+    bins: Count
+    gallery: Count
+
+
+class ExportParams(_Section):
+    opset: Annotated[int, Field(ge=18, le=21)]
+    tolerance: Annotated[float, Field(gt=0)]
+
+
+class Params(_Section):
+    """All of params.yaml, one attribute a section."""
+
+    seed: Seed
+    data: DataParams
+    split: SplitParams
+    model: ModelParams
+    train: TrainParams
+    augmentation: AugmentationParams
+    runtime: RuntimeParams
+    evaluate: EvaluateParams
+    export: ExportParams
+
+    def flat(self) -> dict[str, Any]:
+        """Give every knob by its dotted name, as DVC and MLflow show it."""
+        return flatten(self.model_dump())
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as YAML 1.2 and DVC do; PyYAML's YAML 1.1 takes it for a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load(path: Path = PATH) -> Params:
+    """Read params.yaml in the working directory, which DVC sets to the repository's root.
+
+    Raises UserError with one line for each fault.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read here ({error.strerror}); run from the repository's root") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold sections ({', '.join(Params.model_fields)}), holds {content!r}")
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        faults = [_describe(fault) for fault in error.errors()]
+    else:
+        faults = list(_contradictions(params))
+        if not faults:
+            return params
+    raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
+
+
+def _describe(fault: Any) -> str:
+    """Say one of pydantic's faults as "train.epochs: input should be a valid integer, not 'abc'"."""
+    place = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        section: Any = Params
+        for key in fault["loc"][:-1]:
+            section = section.model_fields[key].annotation
+        return f"{place}: unknown key; known there: {', '.join(section.model_fields)}"
+    if fault["type"] == "missing":
+        return f"{place}: missing"
+    if fault["type"] == "string_pattern_mismatch":
+        return (
+            f"{place}: must be torchvision, pypi or a URL that begins with http:// or https://, not {fault['input']!r}"
+        )
+    message = fault["msg"].replace("Input should be", "must be").replace("should have", "must have")
+    return f"{place}: {message[0].lower()}{message[1:]}, not {fault['input']!r}"
+
+
+def _contradictions(params: Params) -> list[str]:
+    """Give what is wrong between values that are each right. The size of a folder's data is not known here."""
+    faults = []
+    data, split, train = params.data, params.split, params.train
+    if data.name != FOLDER:
+        count = DATASETS[data.name].train_count
+        if split.validation >= count:
+            faults.append(
+                f"split.validation: must be less than the {count} training images of {data.name}, "
+                f"not {split.validation}"
+            )
+        elif train.batch_size > count - split.validation:
+            faults.append(
+                f"train.batch_size: must be at most the {count - split.validation} images that split.validation "
+                f"leaves, not {train.batch_size}"
+            )
+        if data.name != "mnist" and data.sources == ["pypi"]:
+            faults.append(f"data.sources: pypi has mnist only, not {data.name}; add torchvision or a URL")
+    return faults

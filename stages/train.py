@@ -1,0 +1,62 @@
+"""Stage 3: the splits and params.yaml -> a trained network, its learning curve and its final figures.
+
+Sees the training and validation splits only. One process, one device, no worker: see `digits.training`.
+"""
+
+import csv
+import io
+from dataclasses import asdict, fields
+
+import torch
+from tqdm import tqdm
+
+from digits import data, figures, models, params, paths, runtime, tracking, training
+from digits.command import run
+from digits.files import read_json, write_json, write_text
+
+
+def main() -> None:
+    p = params.load()
+    device = runtime.prepare(p.runtime.device, p.runtime.threads)
+    train, validation = data.load(paths.TRAIN), data.load(paths.VALIDATION)
+    pixels = read_json(paths.DATASET_METRICS)
+
+    torch.manual_seed(runtime.derive(p.seed, "weights"))
+    knobs = p.model.knobs()
+    network = models.build(p.model.name, len(train.classes), knobs, pixels["pixel_mean"], pixels["pixel_std"])
+    print(f"{p.model.name}, {models.count_parameters(network):,} parameters, on {device.type}")
+
+    epochs = []
+    with tracking.TrainingRun(p) as live:
+        for epoch in training.fit(
+            network, train, validation, p.seed, p.train, p.augmentation, p.runtime.batch_size, device
+        ):
+            epochs.append(asdict(epoch))
+            live.log(epochs[-1])
+            tqdm.write(
+                f"epoch {epoch.epoch}: loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.2%}; "
+                f"validation loss {epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.2%}"
+            )
+        kept = epochs[-1] if p.train.keep == "last" else max(epochs, key=lambda row: row["validation_accuracy"])
+
+        recipe = p.model_dump(include={"seed", "train", "augmentation"})
+        models.save(network, models.Description(p.model.name, list(train.classes), knobs, recipe), paths.MODEL)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, [field.name for field in fields(training.Epoch)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(epochs)
+        write_text(paths.CURVE_TABLE, table.getvalue())
+        figures.curve({name: [row[name] for row in epochs] for name in epochs[0]}, paths.CURVE)
+        write_json(
+            paths.TRAIN_METRICS,
+            {
+                **{name: kept[name] for name in kept if name.startswith(("train_", "validation_"))},
+                "epochs": len(epochs),
+                "kept_epoch": kept["epoch"],
+                "parameters": models.count_parameters(network),
+            },
+        )
+
+
+if __name__ == "__main__":
+    run(main)

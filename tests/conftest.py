@@ -1,0 +1,66 @@
+"""What the tests of the library share: tiny data with classes that are easy to tell apart, and changed params."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from digits import params
+from digits.data import Split
+from digits.params import Params
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ("left", "middle", "right")
+
+Change = Callable[[dict[str, Any]], Params]
+
+
+def bars(count: int, seed: int = 0) -> Split:
+    """Give noisy images with one bright bar; the class is its place."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % len(CLASSES)
+    images = torch.randint(60, (count, 1, 28, 28), dtype=torch.uint8, generator=random)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[0, 4:24, 8 * label + 4 : 8 * label + 8] = 250
+    return Split(images, labels, CLASSES)
+
+
+@pytest.fixture(autouse=True)
+def _torch_settings() -> Iterator[None]:
+    """Compute on one thread, for threads that wait for a busy core cost seconds, and undo `runtime.prepare`."""
+    torch.set_num_threads(1)
+    yield
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(mode=False)
+
+
+@pytest.fixture
+def split() -> Split:
+    return bars(96)
+
+
+@pytest.fixture
+def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
+    """Give a function that writes the repository's params.yaml with some dotted keys changed, and loads it.
+
+    The value ... takes a key out. The working directory becomes a temporary one.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def load(changes: dict[str, Any]) -> Params:
+        content: dict[str, Any] = params.load(ROOT / "params.yaml").model_dump()
+        for key, value in changes.items():
+            *sections, name = key.split(".")
+            section = content
+            for part in sections:
+                section = section[part]
+            section[name] = value
+            if value is ...:
+                del section[name]
+        Path("params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        return params.load()
+
+    return load

@@ -1,0 +1,146 @@
+"""The tracker beside the stages: what it does when a stage stops, when MLflow is not to be had, and where it writes."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from digits import params, tracking
+from digits.command import UserError
+
+from .conftest import REPOSITORY, SHORT, run_stage, write_params
+
+ROW = {
+    "epoch": 1,
+    "train_loss": 0.5,
+    "validation_loss": 0.6,
+    "train_accuracy": 0.9,
+    "validation_accuracy": 0.8,
+    "learning_rate": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database of its own for these tests: making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'runs.db'}"
+
+
+@pytest.fixture
+def client(miniature: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    yield MlflowClient(database)
+    assert miniature == Path.cwd()
+
+
+def newest(client: MlflowClient) -> Run:
+    experiment = client.get_experiment_by_name("mnist")
+    assert experiment
+    return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])[0]
+
+
+def test_epochs_can_be_seen_while_training_goes_on(client: MlflowClient) -> None:
+    with tracking.TrainingRun(params.load()) as live:
+        live.log(ROW)
+        run = newest(client)
+    assert run.info.status == "RUNNING"
+    assert run.data.metrics["validation_accuracy"] == 0.8
+    assert run.data.params["train.epochs"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED"), (UserError, "FAILED")]
+)
+def test_run_of_a_stage_that_stops_says_so(client: MlflowClient, error: type[BaseException], status: str) -> None:
+    with pytest.raises(error), tracking.TrainingRun(params.load()):
+        raise error
+    assert newest(client).info.status == status
+
+
+def test_run_of_an_experiment_has_its_name(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "bold-try")
+    with pytest.raises(UserError), tracking.TrainingRun(params.load()):
+        raise UserError
+    run = newest(client)
+    assert run.info.run_name == run.data.tags["dvc_experiment"] == "bold-try"
+
+
+def test_epochs_that_could_not_be_logged_live_are_added_at_the_end(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage in ("download", "preprocess"):
+        run_stage(stage)
+    log_epochs, calls = tracking._log_epochs, []
+
+    def fail_the_second_time(*arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise ConnectionError("gone")
+        log_epochs(*arguments)  # type: ignore[arg-type]  # handed through as they come
+
+    monkeypatch.setattr(tracking, "_log_epochs", fail_the_second_time)
+    write_params(SHORT | {"train.epochs": 4})
+    run_stage("train")
+    run = newest(client)
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train_loss")]
+    assert steps == [1, 2, 3, 4]
+    assert len(calls) == 3  # the first, the one that failed, and all that was missing
+    assert run.info.status == "FINISHED"
+    assert capsys.readouterr().err.count("gone") == 1
+
+
+def test_same_params_trained_twice_are_two_runs_and_evaluation_belongs_to_the_newer(client: MlflowClient) -> None:
+    for stage in ("download", "preprocess", "train", "evaluate"):
+        run_stage(stage)
+    first = newest(client)
+    run_stage("train")
+    second = newest(client)
+    assert second.info.run_id != first.info.run_id
+    assert "test_accuracy" not in second.data.metrics
+    run_stage("evaluate")
+    assert newest(client).info.run_id == second.info.run_id
+    assert newest(client).data.metrics["test_accuracy"] == first.data.metrics["test_accuracy"]
+
+
+@pytest.mark.usefixtures("miniature")
+def test_unusable_database_costs_one_line_and_no_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    for stage in ("download", "preprocess"):
+        run_stage(stage)
+    capsys.readouterr()
+    run_stage("train")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("MLflow at http://127.0.0.1:9 cannot be used: ")
+    assert Path("models/model.safetensors").exists()
+    assert Path("metrics/train.json").exists()
+
+
+@pytest.mark.usefixtures("miniature")
+def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
+    code = "from digits import tracking; print(tracking._connect()[1])"
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); {code}"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert told[0][0] == told[1][0]
+    assert (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.usefixtures("miniature")
+def test_database_is_in_the_repository_and_not_in_the_temporary_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(repository))
+    with pytest.raises(UserError), tracking.TrainingRun(params.load()):
+        raise UserError
+    assert (repository / "mlflow.db").exists()
+    assert not (tmp_path / "mlflow.db").exists()

@@ -1,0 +1,136 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from digits import models
+from digits.command import UserError
+from digits.models import Description
+
+CNN = {"channels": [2, 3], "hidden": 5, "dropout": 0.5}
+MLP = {"hidden": [6], "dropout": 0.5}
+NETWORKS = [("cnn", CNN), ("mlp", MLP)]
+DESCRIPTION = Description("cnn", ["left", "middle", "right"], CNN, {"seed": 0, "train": {"epochs": 1}})
+
+
+def build(name: str = "cnn", knobs: dict[str, Any] = CNN, seed: int = 0, **statistics: float) -> nn.Module:
+    torch.manual_seed(seed)
+    return models.build(name, 3, knobs, **statistics).eval()
+
+
+def images(count: int = 4) -> Tensor:
+    return torch.rand(count, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("name", "knobs"), NETWORKS)
+@pytest.mark.parametrize("count", [1, 4])
+def test_network_gives_one_logit_a_class_for_any_number_of_images(name: str, knobs: dict[str, Any], count: int) -> None:
+    logits = build(name, knobs)(images(count))
+    assert logits.shape == (count, 3)
+    assert logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 5, 6])
+def test_cnn_can_be_built_with_every_depth_that_params_allow(depth: int) -> None:
+    assert build(knobs=CNN | {"channels": [2] * depth})(images()).shape == (4, 3)
+
+
+def test_mlp_without_hidden_layers_is_one_linear_map() -> None:
+    assert models.count_parameters(build("mlp", {"hidden": [], "dropout": 0.0})) == 784 * 3 + 3
+
+
+def test_mlp_of_the_classic_notebook_has_its_number_of_parameters() -> None:
+    assert models.count_parameters(models.build("mlp", 10, {"hidden": [128, 64], "dropout": 0.0})) == 109_386
+
+
+def test_normalisation_is_inside_the_network() -> None:
+    plain, normalizing = build(), build(mean=0.13, std=0.31)
+    assert torch.allclose(normalizing(images()), plain((images() - 0.13) / 0.31), atol=1e-6)
+    assert not torch.allclose(normalizing(images()), plain(images()), atol=1e-2)
+
+
+@pytest.mark.parametrize(("name", "knobs"), NETWORKS)
+def test_dropout_works_in_training_alone(name: str, knobs: dict[str, Any]) -> None:
+    network = build(name, knobs)
+    assert torch.equal(network(images()), network(images()))
+    network.train()
+    assert not torch.equal(network(images()), network(images()))
+
+
+def test_weights_follow_the_global_seed() -> None:
+    first, again, other = (build(seed=seed)(images()) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(("name", "knobs"), NETWORKS)
+def test_loaded_model_gives_the_same_logits_and_description(name: str, knobs: dict[str, Any], tmp_path: Path) -> None:
+    network = build(name, knobs, mean=0.2, std=0.4)
+    network.train()(images())  # so that batch norm has statistics of its own
+    description = replace(DESCRIPTION, name=name, knobs=knobs)
+    models.save(network, description, tmp_path / "model")
+    loaded, found = models.load(tmp_path / "model")
+    assert found == description
+    assert not any(module.training for module in loaded.modules())
+    assert torch.equal(loaded(images()), network.eval()(images()))
+
+
+def test_equal_models_are_equal_bytes_whatever_the_memory_layout(tmp_path: Path) -> None:
+    contents = set()
+    for _ in range(8):
+        models.save(build(), DESCRIPTION, tmp_path / "model")
+        contents.add((tmp_path / "model").read_bytes())
+    network = build().to(memory_format=torch.channels_last)
+    models.save(network, replace(DESCRIPTION, knobs=dict(reversed(CNN.items()))), tmp_path / "model")
+    contents.add((tmp_path / "model").read_bytes())
+    assert len(contents) == 1
+
+
+def write_model(path: Path, damage: str) -> None:
+    """Write a model's file with something wrong about it."""
+    network = build()
+    if damage == "other description":
+        models.save(network, replace(DESCRIPTION, name="transformer"), path)
+    elif damage == "other number of classes":
+        models.save(network, replace(DESCRIPTION, classes=["only"]), path)
+    elif damage == "other knobs":
+        models.save(network, replace(DESCRIPTION, knobs={"depth": 3}), path)
+    elif damage == "no description":
+        save_file(network.state_dict(), path)
+    elif damage == "description is not JSON":
+        save_file(network.state_dict(), path, metadata={"model": "{"})
+    elif damage == "not safetensors":
+        path.write_bytes(b"these are no tensors" * 100)
+    elif damage == "folder":
+        path.mkdir()
+    elif damage in ("truncated", "empty"):
+        models.save(network, DESCRIPTION, path)
+        path.write_bytes(path.read_bytes()[: -100 if damage == "truncated" else 0])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "missing",
+        "truncated",
+        "empty",
+        "folder",
+        "not safetensors",
+        "no description",
+        "description is not JSON",
+        "other description",
+        "other number of classes",
+        "other knobs",
+    ],
+)
+def test_file_that_holds_no_model_is_refused_in_one_line_with_its_name(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "model.safetensors"
+    write_model(path, damage)
+    with pytest.raises(UserError) as refusal:
+        models.load(path)
+    assert str(refusal.value).startswith(f"{path}: not a model of this project, or damaged (")
+    assert "\n" not in str(refusal.value)

@@ -180,7 +180,13 @@ def _connect() -> tuple["MlflowClient", str]:
         if experiment:
             return client, experiment.experiment_id
         artifacts = (_root() / "mlartifacts").as_uri() if _uri() == _own_uri() else None  # a server has its own place
-        return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        try:
+            return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        except mlflow.MlflowException:  # the lock holds on this machine only: on a server another may have been faster
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if not experiment:
+                raise
+            return client, experiment.experiment_id
 
 
 def _create(client: "MlflowClient", experiment: str, p: Params) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 
 from digits import params, tracking
 from digits.command import UserError
@@ -131,6 +131,19 @@ def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
     assert [process.returncode for process in both] == [0, 0], told
     assert told[0][0] == told[1][0]
     assert (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.usefixtures("client")
+def test_experiment_that_another_machine_makes_at_the_same_moment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tracking._connect()[1]
+    find, asked = MlflowClient.get_experiment_by_name, []
+
+    def find_only_the_second_time(self: MlflowClient, name: str) -> Experiment | None:
+        asked.append(name)
+        return find(self, name) if len(asked) > 1 else None
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", find_only_the_second_time)
+    assert tracking._connect()[1] == made
 
 
 @pytest.mark.usefixtures("miniature")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from digits.files import flatten, read_json
+from digits.files import flatten, md5, read_json
 from digits.params import load
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ class Project:
 
     root: Path
     database: str = "mlflow.db"
+    server: str | None = None
 
     def run(
         self, *command: str, fails: bool = False, measured: bool = False, **environment: str
@@ -57,7 +59,7 @@ class Project:
 
     @property
     def tracking_uri(self) -> str:
-        return f"sqlite:///{self.root / self.database}"
+        return self.server or f"sqlite:///{self.root / self.database}"
 
     @property
     def client(self) -> MlflowClient:
@@ -97,6 +99,24 @@ class Project:
         }
         versions = self.client.search_model_versions("name='mnist-classifier'")
         assert [version.run_id for version in versions].count(run.info.run_id) == 1
+
+    def outputs(self) -> dict[str, str]:
+        """Give the MD5 of every file that a stage wrote, by path."""
+        stages = yaml.safe_load((self.root / "dvc.lock").read_text(encoding="utf-8"))["stages"].values()
+        paths = [self.root / out["path"] for stage in stages for out in stage["outs"]]
+        files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
+        return {file.relative_to(self.root).as_posix(): md5(file) for file in files}
+
+    def copy(self, root: Path) -> "Project":
+        """Clone it, and copy DVC's files in it.
+
+        Not DVC's run cache, so that an experiment in the copy is run and not remembered.
+        """
+        self.run("git", "clone", "--quiet", ".", str(root))
+        shutil.copytree(self.root / ".dvc/cache/files", root / ".dvc/cache/files")
+        copy = Project(root)
+        copy.run("dvc", "checkout", "--quiet")
+        return copy
 
     def restore(self) -> None:
         """Go back to what is committed."""
@@ -147,3 +167,9 @@ def project(finished: Project) -> Project:
     """The finished repository, put back in order before each test."""
     finished.restore()
     return finished
+
+
+@pytest.fixture
+def copy(finished: Project, tmp_path: Path) -> Project:
+    """A copy of the finished repository to do with as one likes."""
+    return finished.copy(tmp_path / "copy")

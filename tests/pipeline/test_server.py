@@ -1,0 +1,172 @@
+"""A team's tracking server as `make server` starts it: on a real PostgreSQL, with two people's runs at once."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from digits import data, evaluation
+
+from .conftest import REPOSITORY, Project
+from .servers import free_port, serving
+
+NAME = "mlflow.example.com:5000"
+
+
+@contextmanager
+def postgres() -> Iterator[tuple[str, Path]]:
+    """A new PostgreSQL with a password: its URL without that, and the file in the form of ~/.pgpass that has it."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    program = shutil.which("initdb") or (str(found[-1]) if found else None)
+    if not program:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    programs = Path(program).resolve().parent
+    user = "postgres" if os.getuid() == 0 else None  # PostgreSQL refuses root; Debian's package makes this user
+    # Not in pytest's folder: that is closed to other users. A path of a socket is 107 characters at most.
+    with tempfile.TemporaryDirectory() as name:
+        folder, port = Path(name), free_port()
+        (folder / "password").write_text("s3cret\n")
+        if user:
+            shutil.chown(folder, user)
+            shutil.chown(folder / "password", user)
+        data = folder / "data"
+        options = ["--username=team", "--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync"]
+        make = [str(programs / "initdb"), f"--pgdata={data}", f"--pwfile={folder / 'password'}", *options]
+        groups: list[str] | None = [] if user else None
+        subprocess.run(make, cwd=folder, user=user, extra_groups=groups, stdout=subprocess.DEVNULL, check=True)
+        settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder, "fsync": "off"}
+        command = [str(programs / "postgres"), f"-D{data}", *(f"--{key}={value}" for key, value in settings.items())]
+
+        def ready() -> bool:
+            asked = [str(programs / "pg_isready"), "--quiet", "--host=127.0.0.1", f"--port={port}"]
+            return not subprocess.run(asked, check=False).returncode
+
+        with serving(command, ready, folder / "log", folder=folder, user=user, end=signal.SIGINT):
+            passwords = folder / "pgpass"
+            passwords.write_text(f"127.0.0.1:{port}:postgres:team:s3cret\n")
+            passwords.chmod(0o600)
+            yield f"postgresql://team@127.0.0.1:{port}/postgres", passwords
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a tracking server that `make server` started in a folder of its own."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    shutil.copy(REPOSITORY / "Makefile", folder)
+    (folder / ".venv").symlink_to(sys.prefix)
+    uri = f"http://127.0.0.1:{port}"
+
+    def ready() -> bool:
+        try:
+            urllib.request.urlopen(f"{uri}/health", timeout=2).close()
+        except OSError:
+            return False
+        return True
+
+    with postgres() as (database, passwords):
+        settings = [f"DATABASE={database}", "ARTIFACTS=shared", f"PORT={port}", f"ADDRESS=http://{NAME}"]
+        command = ["make", "--old-file=.venv/complete", "server", *settings]
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "COVERAGE_"))}
+        environment = inherited | {"PGPASSFILE": str(passwords)}
+        with serving(command, ready, folder / "log", folder=folder, environment=environment):
+            yield uri
+
+
+@pytest.fixture(scope="module")
+def people(finished: Project, server: str, tmp_path_factory: pytest.TempPathFactory) -> list[Project]:
+    """Two clones, in each of which another experiment was run, both at once, with nothing but the server's address."""
+    projects = [finished.copy(tmp_path_factory.mktemp("people") / str(width)) for width in (16, 24)]
+
+    def experiment(project: Project) -> None:
+        width = project.root.name
+        settings = ["-S", "runtime.threads=1", "-S", "model.name=mlp", "-S", f"model.mlp.hidden=[{width}]"]
+        done = project.run("dvc", "exp", "run", "--name", f"mlp-{width}", *settings, MLFLOW_TRACKING_URI=server)
+        assert "cannot be used" not in done.stderr
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(experiment, projects))
+    return [Project(project.root, server=server) for project in projects]
+
+
+def test_experiments_of_two_people_at_once_are_complete_runs_on_the_server(people: list[Project]) -> None:
+    runs = {run.info.run_name: run for run in people[0].mlflow_runs()}
+    assert runs.keys() == {"mlp-16", "mlp-24"}
+    for project in people:
+        project.assert_complete(runs[f"mlp-{project.root.name}"])
+        assert not (project.root / "mlflow.db").exists()
+        assert not (project.root / "mlartifacts").exists()
+
+
+def test_files_of_a_run_come_back_through_the_server(people: list[Project], tmp_path: Path) -> None:
+    project = people[0]
+    (run,) = [run for run in project.mlflow_runs() if run.info.run_name == f"mlp-{project.root.name}"]
+    assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
+    project.client.download_artifacts(run.info.run_id, "models", str(tmp_path))
+    for name in ("models/model.safetensors", "models/export/model.onnx"):
+        assert (tmp_path / name).read_bytes() == (project.root / name).read_bytes()
+
+
+def test_registered_model_of_the_server_loads_anywhere(
+    people: list[Project], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow.pyfunc
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", people[0].tracking_uri)
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    test = data.load(people[0].root / "data/splits/test.safetensors")
+    accuracy = {}
+    for version in people[0].client.search_model_versions("name='mnist-classifier'"):
+        model = mlflow.pyfunc.load_model(f"models:/mnist-classifier/{version.version}")
+        logits = torch.from_numpy(model.predict(data.to_float(test.images).numpy()))
+        accuracy[version.run_id] = evaluation.score(logits, test.labels)[1]
+    assert accuracy == {run.info.run_id: run.data.metrics["test_accuracy"] for run in people[0].mlflow_runs()}
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        (NAME, f"http://{NAME}", 200),
+        ("127.0.0.1:5000", f"http://{NAME}", 200),
+        ("elsewhere.example.com:5000", f"http://{NAME}", 403),
+        (NAME, "http://elsewhere.example.com:5000", 403),
+    ],
+)
+def test_server_answers_to_its_own_name_only(server: str, host: str, origin: str, status: int) -> None:
+    request = urllib.request.Request(
+        f"{server}/ajax-api/2.0/mlflow/experiments/search",
+        b'{"max_results": 1}',
+        {"Host": host, "Origin": origin, "Content-Type": "application/json"},
+    )
+    if status == 200:
+        urllib.request.urlopen(request, timeout=30).close()
+    else:
+        with pytest.raises(urllib.error.HTTPError, match=str(status)):
+            urllib.request.urlopen(request, timeout=30)
+
+
+def test_server_without_a_database_is_one_line() -> None:
+    done = subprocess.run(
+        ["make", "--old-file=.venv/complete", "server"],
+        cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if name != "DATABASE"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode
+    assert not done.stdout
+    assert "name the database: make server DATABASE=postgresql://" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -22,6 +22,7 @@ from .conftest import REPOSITORY, Project
 from .servers import free_port, serving
 
 NAME = "mlflow.example.com:5000"
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
 
 @contextmanager
@@ -60,7 +61,12 @@ def postgres() -> Iterator[tuple[str, Path]]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture(scope="module")
+def server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a tracking server that `make server` started in a folder of its own."""
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     folder, port = tmp_path_factory.mktemp("server"), free_port()
@@ -76,7 +82,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return True
 
     with postgres() as (database, passwords):
-        settings = [f"DATABASE={database}", "ARTIFACTS=shared", f"PORT={port}", f"ADDRESS=http://{NAME}"]
+        settings = [f"DATABASE={database}", f"ARTIFACTS={artifacts}", f"PORT={port}", f"ADDRESS=http://{NAME}"]
         command = ["make", "--old-file=.venv/complete", "server", *settings]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "COVERAGE_"))}
         environment = inherited | {"PGPASSFILE": str(passwords)}
@@ -109,13 +115,16 @@ def test_experiments_of_two_people_at_once_are_complete_runs_on_the_server(peopl
         assert not (project.root / "mlartifacts").exists()
 
 
-def test_files_of_a_run_come_back_through_the_server(people: list[Project], tmp_path: Path) -> None:
+def test_files_of_a_run_lie_with_the_server_and_come_back_through_it(
+    people: list[Project], artifacts: Path, tmp_path: Path
+) -> None:
     project = people[0]
     (run,) = [run for run in project.mlflow_runs() if run.info.run_name == f"mlp-{project.root.name}"]
     assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
     project.client.download_artifacts(run.info.run_id, "models", str(tmp_path))
     for name in ("models/model.safetensors", "models/export/model.onnx"):
         assert (tmp_path / name).read_bytes() == (project.root / name).read_bytes()
+        assert len(list(artifacts.rglob(Path(name).name))) == len(people)
 
 
 def test_registered_model_of_the_server_loads_anywhere(

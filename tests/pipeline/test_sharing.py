@@ -98,7 +98,8 @@ def test_shared_experiment_is_applied_elsewhere_without_training(copy: Project, 
     copy.run("git", "remote", "set-url", "origin", str(tmp_path / "hub"))
     copy.run("git", "push", "--quiet", "origin", "main")
     before = copy.outputs()
-    copy.run("dvc", "exp", "run", "--name", "small", "-S", "model.name=mlp", "-S", "model.mlp.hidden=[16]")
+    settings = ["-S", "runtime.threads=1", "-S", "model.name=mlp", "-S", "model.mlp.hidden=[16]"]
+    copy.run("dvc", "exp", "run", "--name", "small", *settings)
     copy.run("dvc", "exp", "push", "origin", "small")
 
     theirs = clone(tmp_path / "hub", tmp_path / "theirs")

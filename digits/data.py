@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 from torch.nn import functional
 
-from digits.files import atomic
+from digits.files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Split:
 def save(split: Split, path: Path) -> None:
     """Write a split as safetensors, whole or not at all."""
     tensors = {"images": split.images.contiguous(), "labels": split.labels.to(torch.uint8)}
-    with atomic(path) as partial:
-        # Exactly one metadata key: safetensors writes several in a random order, and equal splits must be equal bytes.
-        save_file(tensors, partial, metadata={"classes": json.dumps(split.classes)})
+    # Exactly one metadata key: safetensors writes several in a random order, and equal splits must be equal bytes. By
+    # way of the memory: given a path, it writes to a name of its own beside it, which a kill would leave there.
+    write_bytes(path, serialize(tensors, {"classes": json.dumps(split.classes)}))
 
 
 def load(path: Path) -> Split:

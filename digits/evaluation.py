@@ -35,6 +35,15 @@ def wilson(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]
     return max(0.0, centre - half), min(1.0, centre + half)  # rounding may leave 0 … 1
 
 
+def margin(first: float, second: float, count: int, z: float = 1.959964) -> float:
+    """Give how far apart two accuracies on `count` images each must be before chance is an unlikely reason (5 %).
+
+    The two-proportion z-test with unpooled variance. It takes the two for independent; on the same images they are
+    not, and a paired test would see smaller differences.
+    """
+    return z * math.sqrt((first * (1 - first) + second * (1 - second)) / count)
+
+
 def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """Give counts [classes, classes], int64: row the true class, column the predicted one."""
     return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)

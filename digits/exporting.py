@@ -7,6 +7,7 @@ equal networks give equal bytes wherever they are exported.
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from digits.data import Split, to_float
 from digits.datasets import SIDE
-from digits.files import flatten, write_bytes
+from digits.files import SEAL, flatten, seal, write_bytes
 from digits.models import Description
 
 INPUT, OUTPUT = "images", "logits"
@@ -28,20 +29,26 @@ def _example() -> Tensor:
     return torch.zeros(2, 1, SIDE, SIDE)  # a batch of 1 would be frozen into the graph
 
 
-def write_pt2(network: nn.Module, path: Path) -> None:
-    """Write `network` (in evaluation mode, on the CPU) as a torch.export archive; `torch.export.load` reads it."""
+def write_pt2(network: nn.Module, path: Path, description: Description) -> None:
+    """Write `network` (in evaluation mode, on the CPU) as a torch.export archive; `torch.export.load` reads it.
+
+    The description is the archive's extra file `model.json`.
+    """
     program = torch.export.export(network, (_example(),), dynamic_shapes=DYNAMIC)
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)
     buffer = io.BytesIO()  # given a path, torch would write the file's name into the archive
-    torch.export.save(program, buffer)
+    torch.export.save(program, buffer, extra_files={"model.json": json.dumps(asdict(description), sort_keys=True)})
     write_bytes(path, buffer.getvalue())
 
 
-def write_onnx(network: nn.Module, path: Path, opset: int, classes: list[str]) -> None:
-    """Write `network` (in evaluation mode, on the CPU) as one ONNX file, the names of its classes in the metadata."""
+def write_onnx(network: nn.Module, path: Path, opset: int, description: Description) -> None:
+    """Write `network` (in evaluation mode, on the CPU) as one ONNX file.
+
+    Its metadata hold the names of the classes, the description and the checksum of the file (`files.is_intact`).
+    """
     exported = torch.onnx.export(
         network,
         (_example(),),
@@ -57,7 +64,13 @@ def write_onnx(network: nn.Module, path: Path, opset: int, classes: list[str]) -
     # torch would ask for the newest format, which runtimes refuse that know the operators well.
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     model.metadata_props.clear()
-    model.metadata_props["classes"] = json.dumps(classes)
+    model.metadata_props.update(
+        {
+            "classes": json.dumps(description.classes),
+            "model": json.dumps(asdict(description), sort_keys=True),
+            "md5": SEAL,
+        }
+    )
     for graph in model.graphs():
         graph.metadata_props.clear()
         for item in [*graph.inputs, *graph.outputs, *graph.initializers.values()]:
@@ -66,7 +79,7 @@ def write_onnx(network: nn.Module, path: Path, opset: int, classes: list[str]) -
             node.metadata_props.clear()
             for output in node.outputs:
                 output.metadata_props.clear()
-    write_bytes(path, exported.model_proto.SerializeToString(deterministic=True))
+    write_bytes(path, seal(exported.model_proto.SerializeToString(deterministic=True)))
 
 
 def run_pt2(path: Path, split: Split, batch_size: int) -> Tensor:
@@ -142,7 +155,9 @@ On {test["count"]:,} test images, used once, after every choice was made on vali
 
 {dataset["train.count"]:,} training and {dataset["validation.count"]:,} validation images of {data_name}, \
 split by class. After {train["epochs"]} epochs, with the weights of epoch {train["kept_epoch"]}: validation accuracy \
-{train["validation_accuracy"]:.2%}, training accuracy {train["train_accuracy"]:.2%}.
+{train["validation_accuracy"]:.2%}, training accuracy {train["train_accuracy"]:.2%}. \
+Each file holds the MD5s of the data and the code that made it; `python -m digits.provenance of model.onnx`, in the \
+repository, finds the commits and the runs.
 
 | knob of params.yaml | value |
 |---|---|

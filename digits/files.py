@@ -51,6 +51,24 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+SEAL = "0" * 32  # stands where a file will hold its own checksum
+
+
+def seal(content: bytes) -> bytes:
+    """Give `content` with the MD5 of it in the one place that holds `SEAL`: the file can then prove itself anywhere."""
+    assert content.count(SEAL.encode()) == 1
+    return content.replace(SEAL.encode(), _md5(content).encode())
+
+
+def is_intact(content: bytes, checksum: str) -> bool:
+    """Say whether `content`, as `seal` gave it with this checksum in it, is unchanged."""
+    return _md5(content.replace(checksum.encode(), SEAL.encode())) == checksum
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Give nested dictionaries as one, keys joined by dots: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
     flat: dict[str, Any] = {}
@@ -63,3 +81,8 @@ def md5(path: Path) -> str:
     """Give the MD5 of a file's bytes in hexadecimal, the name by which DVC knows the same file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Give the MD5 of a value that JSON can hold; equal values have equal ones, in whatever order their keys are."""
+    return _md5(json.dumps(value, sort_keys=True).encode())

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from digits.command import UserError
 from digits.datasets import SIDE
-from digits.files import atomic
+from digits.files import SEAL, is_intact, seal, write_bytes
 
 
 class Normalize(nn.Module):
@@ -93,22 +93,26 @@ def count_parameters(network: nn.Module) -> int:
 class Description:
     """What the file of a model says about it: enough to build the network again and to know how it was trained.
 
-    `classes` are the names of the outputs, `knobs` the network's own, `training` the sections of params.yaml that
-    shaped the weights.
+    `classes` are the names of the outputs, `knobs` the network's own, `training` the knobs of params.yaml that shaped
+    the weights, `data` the MD5 of each file that they were learned from, `code` one MD5 of all source files that took
+    part. Which run and which commit made it is not in it, since that differs between equal files: `digits.provenance`
+    looks it up.
     """
 
     name: str
     classes: list[str]
     knobs: dict[str, Any]
     training: dict[str, Any]
+    data: dict[str, str]
+    code: str
 
 
 def save(network: nn.Module, description: Description, path: Path) -> None:
-    """Write weights and description as one safetensors file, whole or not at all."""
+    """Write weights, description and a checksum as one safetensors file, whole or not at all."""
     tensors = {key: value.contiguous().cpu() for key, value in network.state_dict().items()}
-    with atomic(path) as partial:
-        # Exactly one metadata key: safetensors writes several in a random order, and equal models must be equal bytes.
-        save_file(tensors, partial, metadata={"model": json.dumps(asdict(description), sort_keys=True)})
+    # Exactly one metadata key: safetensors writes several in a random order, and equal models must be equal bytes.
+    metadata = {"model": json.dumps({**asdict(description), "md5": SEAL}, sort_keys=True)}
+    write_bytes(path, seal(serialize(tensors, metadata)))
 
 
 def load(path: Path) -> tuple[nn.Module, Description]:
@@ -118,8 +122,11 @@ def load(path: Path) -> tuple[nn.Module, Description]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            description = Description(**json.loads(file.metadata()["model"]))
+            content = json.loads(file.metadata()["model"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dictionary
+        if not is_intact(path.read_bytes(), content.pop("md5")):
+            raise ValueError("its content is not that of its checksum")
+        description = Description(**content)
         network = build(description.name, len(description.classes), description.knobs)
         network.load_state_dict(tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -85,6 +85,8 @@ class RuntimeParams(_Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Count
     batch_size: Count
+    reproducibility: Literal["machine", "portable"]
+    checkpoint: Amount
 
 
 class EvaluateParams(_Section):

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from digits import paths
 from digits.command import UserError, run
 from digits.datasets import SIDE
+from digits.files import is_intact
 
 INK_SIDE = 20  # pixels: MNIST scales each digit to fit 20 x 20, then centres it by mass in 28 x 28 (LeCun et al., 1998)
 
@@ -82,8 +83,12 @@ def predict(model: Path, images: NDArray[np.float32]) -> list[list[tuple[str, fl
     Raises UserError if `model` is not an ONNX file that the export stage wrote.
     """
     try:
-        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+        content = model.read_bytes()
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        metadata = session.get_modelmeta().custom_metadata_map
+        classes = json.loads(metadata["classes"])
+        if not is_intact(content, metadata["md5"]):
+            raise ValueError("damaged: its content is not that of its checksum")
     except Exception as error:  # ONNX Runtime has an exception of its own for every way to fail
         reason = str(error).splitlines()[0]
         raise UserError(f"{model}: not a model of this project ({reason}); `dvc repro` makes it") from None

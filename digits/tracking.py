@@ -1,4 +1,4 @@
-"""Results -> MLflow; the only importer of mlflow.
+"""Results -> MLflow; with `registry`, the only importer of mlflow.
 
     python -m digits.tracking sync      log the results in this folder, if the tracking server was away when they came
 
@@ -8,20 +8,25 @@ and export made) is tagged with a digest of its content, and a stage looks for a
 Where there is none, it makes one and fills it in from the files. A run is therefore always right and complete, and
 the files are enough to make it again.
 
+A run leads back to what made it: the commit and, as an artifact, the difference of the working folder from it; the MD5
+of every source file and every output; params and environment. `digits.provenance` reads that. The run of a training
+that was killed is gone on with when the training is, and is marked as killed otherwise.
+
 Where: the database `mlflow.db` and the folder `mlartifacts/` in the repository's root, also for experiments that DVC
-runs in a temporary copy (`--temp`, `--queue`); MLFLOW_TRACKING_URI overrides it. No failure here ever stops a stage:
-it costs seconds and one line.
+runs in a temporary copy (`--temp`, `--queue`); MLFLOW_TRACKING_URI names another place, or is `off`. No failure here
+ever stops a stage: it costs seconds and one line.
 """
 
 import argparse
 import csv
 import getpass
-import hashlib
 import json
 import logging
 import os
+import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,24 +35,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import yaml
+import psutil
+import torch
 from filelock import FileLock
 
-from digits import data, models, params, paths
+from digits import lineage, params, paths, registry, runtime
 from digits.command import UserError, run
-from digits.datasets import SIDE
-from digits.files import flatten, md5, read_json
+from digits.files import digest, flatten, md5, read_json
+from digits.lineage import State
 from digits.params import Params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-EXPERIMENT, MODEL_NAME = "mnist", "mnist-classifier"
+EXPERIMENT = "mnist"
+OFF = "off"  # the value of MLFLOW_TRACKING_URI for which nothing is logged
 
 ENVIRONMENT = {  # set before mlflow is imported, unless the user has set them
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # by default a dead server holds every call up for four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for each three small files
 }
 
 
@@ -74,31 +82,47 @@ PARTS = {
         (paths.CONFUSION_TABLE, paths.CONFUSION, paths.MISCLASSIFIED, paths.RELIABILITY),
         {"test_md5": paths.TEST},
     ),
-    "export": Part(paths.EXPORT_METRICS, "export_", (paths.ONNX, paths.PT2, paths.MODEL_CARD), {}),
+    "export": Part(
+        paths.EXPORT_METRICS,
+        "export_",
+        (paths.ONNX, paths.PT2, paths.MODEL_CARD),
+        {"onnx_md5": paths.ONNX, "pt2_md5": paths.PT2},
+    ),
 }
+RECORD, PATCH, OUTPUTS = "provenance/record.json", "provenance/uncommitted.patch", "provenance/outputs.json"
 
 
 class TrainingRun:
     """The run of a training under way: `with TrainingRun(params) as live: live.log(row)`, a row of the curve an epoch.
 
-    On leaving, the files of the train stage are added; if the stage failed or was stopped, the run says so.
+    On leaving, the files of the train stage are added; if the stage failed or was stopped, the run says so. `key` is
+    that of the training's checkpoint: a run that a killed process left behind under it is gone on with.
     """
 
-    def __init__(self, p: Params) -> None:
-        self._params = p
+    def __init__(self, p: Params, device: torch.device, key: str) -> None:
+        self._params, self._device, self._key = p, device, key
         self._run_id: str | None = None
+        self._logged: set[int] = set()
         self._live = False
 
     def __enter__(self) -> "TrainingRun":
+        if _uri() == OFF:
+            return self
         with _survival():
             client, experiment = _connect()
-            self._run_id = _create(client, experiment, self._params)
+            self._run_id = _clear_up(client, experiment, self._key)
+            if self._run_id:
+                client.set_tag(self._run_id, "process", _process())
+                self._logged = _logged_epochs(client, self._run_id)
+            else:
+                self._run_id = _create(client, experiment, self._params, self._device)
+                client.set_tag(self._run_id, "training", self._key)
             self._live = True
         return self
 
     def log(self, row: dict[str, float]) -> None:
         """Log one epoch. After a failure no further one is tried: leaving makes up for what is missing."""
-        if self._live and self._run_id:
+        if self._live and self._run_id and int(row["epoch"]) not in self._logged:
             self._live = False
             with _survival():
                 _log_epochs(_connect()[0], self._run_id, [row])
@@ -108,16 +132,17 @@ class TrainingRun:
         if self._run_id:
             with _survival():
                 if kind is None:
-                    _record(self._params, "train", self._run_id)
+                    _record(self._params, "train", self._device, self._run_id)
                 else:
                     status = "FAILED" if issubclass(kind, Exception) else "KILLED"
                     _connect()[0].set_terminated(self._run_id, status)
 
 
-def record(p: Params, stage: str) -> None:
+def record(p: Params, stage: str, device: torch.device) -> None:
     """Add what `stage` made, and what is missing before it, to the run that the files at hand belong to."""
-    with _survival():
-        _record(p, stage)
+    if _uri() != OFF:
+        with _survival():
+            _record(p, stage, device)
 
 
 def sync() -> None:
@@ -126,10 +151,65 @@ def sync() -> None:
     Raises UserError if they are not up to date, or the tracking server does not answer.
     """
     p = params.load()
+    if _uri() == OFF:
+        raise UserError(f"MLFLOW_TRACKING_URI: is {OFF}; must name a tracking server, or not be set")
     if subprocess.run([sys.executable, "-m", "dvc", "status", "--quiet"], check=False).returncode:
         raise UserError("the results here are not those of the code, data and params here; run `dvc repro` first")
+    device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
     try:
-        _record(p, "export")
+        _record(p, "export", device)
+    except Exception as error:
+        raise UserError(_explain(error)) from None
+
+
+def find(run_id: str) -> State | None:
+    """Give the run of this id, or None if there is none. Raises UserError if MLflow does not answer."""
+    from mlflow.exceptions import MlflowException
+
+    if _uri() == OFF:
+        return None
+    try:
+        client, _ = _connect()
+        try:
+            found = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        contents = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for file in client.list_artifacts(run_id, Path(RECORD).parent.as_posix()):
+                contents[file.path] = Path(client.download_artifacts(run_id, file.path, folder)).read_bytes()
+    except Exception as error:
+        raise UserError(_explain(error)) from None
+    record = json.loads(contents.get(RECORD, "{}"))
+    return State(
+        f"run {run_id} ({found.info.run_name})",
+        record.get("commit"),
+        contents.get(PATCH, b""),
+        record.get("code", {}),
+        found.data.params,
+        record.get("environment", {}),
+        json.loads(contents.get(OUTPUTS, "{}")),
+        found.data.metrics,
+    )
+
+
+def runs_with(checksum: str) -> list[str]:
+    """Give the ids of the runs that made a model file with this MD5, the newest first.
+
+    Raises UserError if MLflow does not answer.
+    """
+    if _uri() == OFF:
+        return []
+    try:
+        client, experiment = _connect()
+        tags = [tag for part in PARTS.values() for tag, path in part.tagged.items() if path.parts[0] == "models"]
+        return [
+            str(found.info.run_id)
+            for tag in tags
+            for found in client.search_runs([experiment], f"tags.{tag} = '{checksum}'")
+        ]
     except Exception as error:
         raise UserError(_explain(error)) from None
 
@@ -155,6 +235,12 @@ def _root() -> Path:
     return Path(os.environ.get("DVC_ROOT", ".")).resolve()
 
 
+def _lock() -> Path:
+    lock = _root() / ".dvc/tmp/mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    return lock
+
+
 def _own_uri() -> str:
     return f"sqlite:///{(_root() / 'mlflow.db').as_posix()}"
 
@@ -172,9 +258,7 @@ def _connect() -> tuple["MlflowClient", str]:
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     mlflow.set_tracking_uri(_uri())
-    lock = _root() / ".dvc/tmp/mlflow.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):  # two processes that create the database at once would both fail
+    with FileLock(_lock()):  # two processes that create the database at once would both fail
         client = mlflow.MlflowClient()
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment:
@@ -189,38 +273,69 @@ def _connect() -> tuple["MlflowClient", str]:
             return client, experiment.experiment_id
 
 
-def _create(client: "MlflowClient", experiment: str, p: Params) -> str:
-    """Begin a run that says what is run: params, code, experiment. Gives its id."""
+def _create(client: "MlflowClient", experiment: str, p: Params, device: torch.device) -> str:
+    """Begin a run that says what is run: params, code, environment, experiment. Gives its id."""
     from mlflow.entities import Param
 
-    name = os.environ.get("DVC_EXP_NAME")
-    tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": "dvc", "mlflow.user": getpass.getuser()}
+    name, commit, patch = os.environ.get("DVC_EXP_NAME"), lineage.commit(), lineage.uncommitted()
+    code, environment = lineage.code(*lineage.stages()), runtime.environment(device)
+    tags = {
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": "dvc",
+        "mlflow.user": getpass.getuser(),
+        "process": _process(),
+        "code_md5": digest(code),
+        **{f"environment.{key}": value for key, value in environment.items()},
+    }
     if name:
         tags["dvc_experiment"] = name
-    commit = _git("rev-parse", "HEAD")
     if commit:
-        # The pipeline's own results change while it runs and say nothing about the code.
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":!dvc.lock", ":!metrics", ":!plots")
-        tags |= {"git_commit": commit, "mlflow.source.git.commit": commit, "git_dirty": str(bool(changed)).lower()}
-    created = client.create_run(experiment, tags=tags, run_name=name or (commit[:7] or None))
-    client.log_batch(created.info.run_id, params=[Param(key, str(value)) for key, value in p.flat().items()])
-    return str(created.info.run_id)
+        tags |= {"git_commit": commit, "mlflow.source.git.commit": commit, "git_dirty": str(bool(patch)).lower()}
+    created = client.create_run(experiment, tags=tags, run_name=name or (commit and commit[:7]))
+    run_id = str(created.info.run_id)
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in p.flat().items()])
+    client.log_dict(run_id, {"commit": commit, "code": code, "environment": environment}, RECORD)
+    if patch:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, Path(PATCH).name)
+            file.write_bytes(patch)  # not as text: it holds files as they are, in any encoding
+            client.log_artifact(run_id, str(file), Path(PATCH).parent.as_posix())
+    return run_id
 
 
-def _git(*arguments: str) -> str:
+def _process() -> str:
+    """Name this process so that others can tell whether it is still there: host, process id, time of its start."""
+    return f"{platform.node()} {os.getpid()} {psutil.Process().create_time():.2f}"
+
+
+def _is_gone(process: str) -> bool:
+    """Say whether the process of this name, given by `_process`, ran on this machine and runs no more."""
+    node, process_id, started = process.rsplit(" ", 2)
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return node == platform.node() and f"{psutil.Process(int(process_id)).create_time():.2f}" != started
+    except psutil.NoSuchProcess:
+        return True
 
 
-def _record(p: Params, stage: str, run_id: str | None = None) -> None:
+def _clear_up(client: "MlflowClient", experiment: str, key: str | None = None) -> str | None:
+    """Mark the runs as killed whose process is gone, and give the one of the training `key`, if it is among them."""
+    found = None
+    for left in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        if _is_gone(left.data.tags.get("process", "? 0 0")):
+            if key and not found and left.data.tags.get("training") == key:
+                found = str(left.info.run_id)
+            else:
+                client.set_terminated(left.info.run_id, "KILLED")
+    return found
+
+
+def _record(p: Params, stage: str, device: torch.device, run_id: str | None = None) -> None:
     """Complete the run `run_id`, or the one that matches the files at hand, or a new one, up to `stage`.
 
     Later stages are included where DVC will skip them because their inputs came out as before.
     """
     client, experiment = _connect()
+    _clear_up(client, experiment)
     names = list(PARTS)
     known = names[: names.index(stage) + 1]
     for name in names[len(known) :]:
@@ -228,36 +343,46 @@ def _record(p: Params, stage: str, run_id: str | None = None) -> None:
             break
         known.append(name)
     digests = {f"digest_{name}": _digest(p, PARTS[name]) for name in known}
-    run_id = run_id or _find(client, experiment, digests) or _create(client, experiment, p)
+    run_id = run_id or _find(client, experiment, digests) or _create(client, experiment, p, device)
     tags = client.get_run(run_id).data.tags
-    for name in known:
+    for place, name in enumerate(known, 1):
         if f"digest_{name}" not in tags:
             _log_part(client, run_id, name)
+            client.log_dict(run_id, _outputs(known[:place]), OUTPUTS)
             client.set_tag(run_id, f"digest_{name}", digests[f"digest_{name}"])  # last: what dies half way is redone
     client.set_terminated(run_id)
 
 
+def _outputs(names: list[str]) -> dict[str, str]:
+    """Give the MD5 of every file that these stages and the two before them made, by path."""
+    lock = lineage.lock()
+    before = [out for stage in ("download", "preprocess") for out in lock.get(stage, {}).get("outs", [])]
+    files = [file for name in names for file in (PARTS[name].metrics, *PARTS[name].shown)]
+    return {out["path"]: out["md5"] for out in before} | {file.as_posix(): md5(file) for file in files}
+
+
 def _digest(p: Params, part: Part) -> str:
     files = [part.metrics, *part.shown, *part.tagged.values()]
-    content = json.dumps([p.flat(), [md5(file) for file in files]])
-    return hashlib.md5(content.encode(), usedforsecurity=False).hexdigest()
+    return digest([p.flat(), [md5(file) for file in files]])
 
 
 def _find(client: "MlflowClient", experiment: str, digests: dict[str, str]) -> str | None:
-    """Give the newest run that trained this model with these params and holds nothing that contradicts the files."""
+    """Give the newest run of this code that trained this model with these params and contradicts no file at hand."""
+    code = digest(lineage.code(*lineage.stages()))
     runs = client.search_runs(
-        [experiment], f"tags.digest_train = '{digests['digest_train']}'", order_by=["attributes.start_time DESC"]
+        [experiment],
+        f"tags.digest_train = '{digests['digest_train']}' and tags.code_md5 = '{code}'",
+        order_by=["attributes.start_time DESC"],
     )
     for found in runs:
-        if all(found.data.tags.get(tag, digest) == digest for tag, digest in digests.items()):
+        if all(found.data.tags.get(tag, value) == value for tag, value in digests.items()):
             return str(found.info.run_id)
     return None
 
 
 def _up_to_date(stage: str, p: Params) -> bool:
     """Say whether dvc.lock has this stage with the code, inputs, outputs and params as they are now."""
-    lock = Path("dvc.lock")
-    entry = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"].get(stage) if lock.exists() else None
+    entry = lineage.lock().get(stage)
     if not entry:
         return False
     now = p.flat()
@@ -275,7 +400,7 @@ def _log_part(client: "MlflowClient", run_id: str, name: str) -> None:
     if name == "train":
         with paths.CURVE_TABLE.open(newline="") as file:
             rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-        logged = {metric.step for metric in client.get_metric_history(run_id, "train_loss")}
+        logged = _logged_epochs(client, run_id)
         _log_epochs(client, run_id, [row for row in rows if int(row["epoch"]) not in logged])
         step = len(rows)
     for tag, path in part.tagged.items():
@@ -294,7 +419,12 @@ def _log_part(client: "MlflowClient", run_id: str, name: str) -> None:
     for path in (part.metrics, *part.shown):
         client.log_artifact(run_id, str(path), path.parent.as_posix())
     if name == "export":
-        _register(run_id)
+        with FileLock(_lock()):  # of two processes that register at once, the second sees what the first did
+            registry.register(client, run_id)
+
+
+def _logged_epochs(client: "MlflowClient", run_id: str) -> set[int]:
+    return {metric.step for metric in client.get_metric_history(run_id, "train_loss")}
 
 
 def _log_epochs(client: "MlflowClient", run_id: str, rows: Iterable[dict[str, float]]) -> None:
@@ -305,30 +435,6 @@ def _log_epochs(client: "MlflowClient", run_id: str, rows: Iterable[dict[str, fl
         run_id,
         [Metric(key, value, now, int(row["epoch"])) for row in rows for key, value in row.items() if key != "epoch"],
     )
-
-
-def _register(run_id: str) -> None:
-    """Log the trained network as an MLflow model of this run and register it as the next version."""
-    import mlflow.pytorch
-    import numpy as np
-    import torch
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    network, description = models.load(paths.MODEL)
-    # No names: with one, mlflow.pyfunc would hand the network a dictionary.
-    image = TensorSpec(np.dtype(np.float32), (-1, 1, SIDE, SIDE))
-    logits = TensorSpec(np.dtype(np.float32), (-1, len(description.classes)))
-    with mlflow.start_run(run_id=run_id):
-        mlflow.pytorch.log_model(
-            network,
-            name="model",
-            registered_model_name=MODEL_NAME,
-            signature=ModelSignature(Schema([image]), Schema([logits])),
-            # Two images: a batch of one would be frozen into the saved graph.
-            input_example=data.to_float(data.load(paths.TEST).images[:2]).numpy(),
-            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],  # finding them out takes mlflow 9 s
-        )
 
 
 def main() -> None:

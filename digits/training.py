@@ -6,7 +6,7 @@ MNIST is 47 MB. Loss: cross-entropy, the negative log-likelihood of the true cla
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
@@ -14,10 +14,11 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from digits import evaluation
+from digits.checkpoints import Checkpoint
 from digits.command import UserError
 from digits.data import Split, augment, batches, to_float
 from digits.params import AugmentationParams, TrainParams
-from digits.runtime import derive, generator
+from digits.runtime import derive, generator, random_state, restore_random_state
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,14 @@ def fit(
     augmentation: AugmentationParams,
     batch_size: int,
     device: torch.device,
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[Epoch]:
     """Train `network` in place on `device`; after each epoch give its result, with the network as it then is.
 
     When the generator ends, the network holds the weights that `train.keep` asks for. `batch_size` is the number of
     images at once where nothing is learned. Every draw but dropout's comes from a generator of its own.
+    With a `checkpoint` the whole state is saved now and then, and a saved one is gone on from: the epochs that it has
+    seen are given again, and everything after is as if there had been no break, bit for bit.
     Raises UserError if the loss is no longer finite.
     """
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks this form
@@ -58,14 +62,35 @@ def fit(
     training = training.to(device)
     order, distortion = generator(seed, "order"), generator(seed, "augmentation")
     torch.manual_seed(derive(seed, "dropout"))  # dropout can only draw from the global generator
-    steps = train.epochs * len(batches(len(training), train.batch_size, torch.Generator()))
-    optimizer, schedule = _optimizer(network, train, steps)
+    optimizer = _optimizer(network, train)
+    per_epoch = len(batches(len(training), train.batch_size, torch.Generator()))
+    steps = train.epochs * per_epoch
 
+    epochs: list[Epoch] = []
     best, kept = -1.0, {}
-    with tqdm(total=steps, unit="step", disable=None, dynamic_ncols=True) as bar:
-        for epoch in range(1, train.epochs + 1):
+    step = place = 0  # batches done: in all, and of the current epoch
+    state = checkpoint.load() if checkpoint else None
+    if state:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        epochs = [Epoch(**row) for row in state["epochs"]]
+        best, kept = state["best"], state["kept"]
+        place = state["place"]
+        step = len(epochs) * per_epoch + place
+        order.set_state(state["order"])
+        distortion.set_state(state["distortion"])
+        restore_random_state(state["random"])
+        tqdm.write(f"going on after step {step} of {steps}, the last that was saved before a break")
+        yield from epochs
+
+    with tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True) as bar:
+        for epoch in range(len(epochs) + 1, train.epochs + 1):
             network.train()
-            for indices in batches(len(training), train.batch_size, order):
+            before_shuffle = order.get_state()
+            for indices in batches(len(training), train.batch_size, order)[place:]:
+                learning_rate = train.learning_rate * _factor(step, steps, train.warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate
                 indices = indices.to(device)
                 images = augment(
                     to_float(training.images[indices]), **augmentation.model_dump(), generator=distortion
@@ -75,12 +100,26 @@ def fit(
                 )
                 optimizer.zero_grad()
                 loss.backward()
-                learning_rate = float(schedule.get_last_lr()[0])
                 optimizer.step()
-                schedule.step()
+                step, place = step + 1, place + 1
                 bar.update()
-                if bar.n % 50 == 0:  # reading the loss waits for the device
+                if step % 50 == 0:  # reading the loss waits for the device
                     bar.set_postfix_str(f"loss {loss.item():.3f}, validation {max(best, 0):.2%}")
+                if checkpoint and checkpoint.due():
+                    checkpoint.save(
+                        {
+                            "network": network.state_dict(),
+                            "optimizer": optimizer.state_dict(),
+                            "epochs": [asdict(row) for row in epochs],
+                            "best": best,
+                            "kept": kept,
+                            "place": place,
+                            "order": before_shuffle,
+                            "distortion": distortion.get_state(),
+                            "random": random_state(device),
+                        }
+                    )
+            place = 0
             train_loss, train_accuracy = _measure(network, sample, batch_size, device)
             validation_loss, validation_accuracy = _measure(network, validation, batch_size, device)
             if not math.isfinite(validation_loss):
@@ -92,7 +131,17 @@ def fit(
                 best = validation_accuracy
                 if train.keep == "best":
                     kept = {key: value.clone() for key, value in network.state_dict().items()}
-            yield Epoch(epoch, train_loss, validation_loss, train_accuracy, validation_accuracy, learning_rate)
+            epochs.append(
+                Epoch(
+                    epoch,
+                    train_loss,
+                    validation_loss,
+                    train_accuracy,
+                    validation_accuracy,
+                    train.learning_rate * _factor(step - 1, steps, train.warmup),
+                )
+            )
+            yield epochs[-1]
     if kept:
         network.load_state_dict(kept)
 
@@ -101,25 +150,19 @@ def _measure(network: nn.Module, split: Split, batch_size: int, device: torch.de
     return evaluation.score(evaluation.predict(network, split, batch_size, device), split.labels)
 
 
-def _optimizer(
-    network: nn.Module, train: TrainParams, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Give the optimizer, and the schedule that is stepped once a batch: linear up to the peak, linear down to 0."""
+def _optimizer(network: nn.Module, train: TrainParams) -> torch.optim.Optimizer:
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim == 1]  # biases and batch norm
     groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer: torch.optim.Optimizer
     if train.optimizer == "sgd":
-        optimizer = torch.optim.SGD(
+        return torch.optim.SGD(
             groups, train.learning_rate, momentum=train.momentum, nesterov=train.momentum > 0, fused=True
         )
-    else:
-        optimizer = torch.optim.AdamW(groups, train.learning_rate, betas=(train.momentum, 0.999), fused=True)
-    peak = train.warmup * steps
+    return torch.optim.AdamW(groups, train.learning_rate, betas=(train.momentum, 0.999), fused=True)
 
-    def factor(step: int) -> float:
-        # Half a step in, so that neither the first nor the last step is wasted on a learning rate of 0.
-        place = min(step + 0.5, steps - 0.5)
-        return place / peak if place < peak else (steps - place) / (steps - peak)
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def _factor(step: int, steps: int, warmup: float) -> float:
+    """Give the share of the peak learning rate: linear up over `warmup` of all steps, then linear down to 0."""
+    # Half a step in, so that neither the first nor the last step is wasted on a learning rate of 0.
+    peak, place = warmup * steps, step + 0.5
+    return place / peak if place < peak else (steps - place) / (steps - peak)

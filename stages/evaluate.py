@@ -3,14 +3,15 @@
 Accuracy is correct images over all images, with Wilson's 95 % interval; nothing is chosen here.
 """
 
-from digits import data, evaluation, figures, models, params, paths, runtime, tracking
+from digits import data, evaluation, figures, lineage, models, params, paths, runtime, tracking
 from digits.command import run
 from digits.files import write_json, write_text
 
 
 def main() -> None:
     p = params.load()
-    device = runtime.prepare(p.runtime.device, p.runtime.threads)
+    lineage.inputs("evaluate")
+    device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
     network, description = models.load(paths.MODEL)
     classes, test = description.classes, data.load(paths.TEST)
 
@@ -31,7 +32,7 @@ def main() -> None:
         f"test accuracy {report['accuracy']:.2%} (95 % interval {report['accuracy_low']:.2%} to "
         f"{report['accuracy_high']:.2%}), {report['errors']} errors in {report['count']:,}"
     )
-    tracking.record(p, "evaluate")
+    tracking.record(p, "evaluate", device)
 
 
 if __name__ == "__main__":

@@ -4,23 +4,24 @@ Fails if an exported file predicts another class than the trained model for any 
 off than `export.tolerance`.
 """
 
-import torch
 from torch import Tensor
 
-from digits import data, evaluation, exporting, models, params, paths, runtime, tracking
+from digits import data, evaluation, exporting, lineage, models, params, paths, runtime, tracking
 from digits.command import UserError, run
 from digits.files import read_json, write_json, write_text
 
 
 def main() -> None:
     p = params.load()
-    runtime.prepare("cpu", p.runtime.threads)  # exported files are made and checked where everyone can run them
+    lineage.inputs("export")
+    # On the CPU, where everyone can run what is exported.
+    device = runtime.prepare("cpu", p.runtime.threads, p.runtime.reproducibility)
     network, description = models.load(paths.MODEL)
     test, batch_size = data.load(paths.TEST), p.runtime.batch_size
 
-    expected = evaluation.predict(network, test, batch_size, torch.device("cpu"))
-    exporting.write_onnx(network, paths.ONNX, p.export.opset, description.classes)
-    exporting.write_pt2(network, paths.PT2)
+    expected = evaluation.predict(network, test, batch_size, device)
+    exporting.write_onnx(network, paths.ONNX, p.export.opset, description)
+    exporting.write_pt2(network, paths.PT2, description)
     found = {
         paths.ONNX: exporting.run_onnx(paths.ONNX, test, batch_size, p.runtime.threads),
         paths.PT2: exporting.run_pt2(paths.PT2, test, batch_size),
@@ -36,7 +37,7 @@ def main() -> None:
 
     results = {path.stem: read_json(path) for path in (paths.DATASET_METRICS, paths.TRAIN_METRICS, paths.TEST_METRICS)}
     write_text(paths.MODEL_CARD, exporting.model_card(p.data.name, description, results | {"export": metrics}))
-    tracking.record(p, "export")
+    tracking.record(p, "export", device)
 
 
 def compare(found: Tensor, expected: Tensor, tolerance: float, place: str) -> float:

@@ -12,7 +12,7 @@ What is done, and why
 
 import torch
 
-from digits import data, figures, params, paths, sources
+from digits import data, figures, lineage, params, paths, sources
 from digits.command import UserError, run
 from digits.datasets import DATASETS, FILES
 from digits.files import write_json
@@ -28,6 +28,7 @@ def read(part: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def main() -> None:
     p = params.load()
+    lineage.inputs("preprocess")
     (images, labels), (test_images, test_labels) = read("train"), read("test")
     if p.split.validation > len(labels) - 2:
         raise UserError(

@@ -1,6 +1,7 @@
 """Stage 3: the splits and params.yaml -> a trained network, its learning curve and its final figures.
 
-Sees the training and validation splits only. One process, one device, no worker: see `digits.training`.
+Sees the training and validation splits only. One process, one device, no worker: see `digits.training`. Killed at any
+moment and started again, it goes on from its last checkpoint and ends in the same bits: see `digits.checkpoints`.
 """
 
 import csv
@@ -10,14 +11,15 @@ from dataclasses import asdict, fields
 import torch
 from tqdm import tqdm
 
-from digits import data, figures, models, params, paths, runtime, tracking, training
+from digits import checkpoints, data, figures, lineage, models, params, paths, runtime, tracking, training
 from digits.command import run
-from digits.files import read_json, write_json, write_text
+from digits.files import digest, read_json, write_json, write_text
 
 
 def main() -> None:
     p = params.load()
-    device = runtime.prepare(p.runtime.device, p.runtime.threads)
+    device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
+    code, inputs = lineage.code("train"), lineage.inputs("train")
     train, validation = data.load(paths.TRAIN), data.load(paths.VALIDATION)
     pixels = read_json(paths.DATASET_METRICS)
 
@@ -26,10 +28,16 @@ def main() -> None:
     network = models.build(p.model.name, len(train.classes), knobs, pixels["pixel_mean"], pixels["pixel_std"])
     print(f"{p.model.name}, {models.count_parameters(network):,} parameters, on {device.type}")
 
+    recipe = p.model_dump(include={"seed", "train", "augmentation"})
+    recipe["runtime"] = p.runtime.model_dump(include={"threads", "reproducibility"})
+    result_of = [p.model.name, knobs, recipe, p.runtime.batch_size, code, inputs, runtime.environment(device)]
     epochs = []
-    with tracking.TrainingRun(p) as live:
+    with (
+        checkpoints.Checkpoint(result_of, p.runtime.checkpoint) as checkpoint,
+        tracking.TrainingRun(p, device, checkpoint.key) as live,
+    ):
         for epoch in training.fit(
-            network, train, validation, p.seed, p.train, p.augmentation, p.runtime.batch_size, device
+            network, train, validation, p.seed, p.train, p.augmentation, p.runtime.batch_size, device, checkpoint
         ):
             epochs.append(asdict(epoch))
             live.log(epochs[-1])
@@ -39,8 +47,8 @@ def main() -> None:
             )
         kept = epochs[-1] if p.train.keep == "last" else max(epochs, key=lambda row: row["validation_accuracy"])
 
-        recipe = p.model_dump(include={"seed", "train", "augmentation"})
-        models.save(network, models.Description(p.model.name, list(train.classes), knobs, recipe), paths.MODEL)
+        description = models.Description(p.model.name, list(train.classes), knobs, recipe, inputs, digest(code))
+        models.save(network, description, paths.MODEL)
         table = io.StringIO()
         writer = csv.DictWriter(table, [field.name for field in fields(training.Epoch)], lineterminator="\n")
         writer.writeheader()

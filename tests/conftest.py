@@ -28,6 +28,10 @@ def bars(count: int, seed: int = 0) -> Split:
     return Split(images, labels, CLASSES)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", default=10, type=int, help="how often tests/pipeline/test_kill.py kills")
+
+
 @pytest.fixture(autouse=True)
 def _torch_settings() -> Iterator[None]:
     """Compute on one thread, for threads that wait for a busy core cost seconds, and undo `runtime.prepare`."""
@@ -49,6 +53,7 @@ def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
     The value ... takes a key out. The working directory becomes a temporary one.
     """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
 
     def load(changes: dict[str, Any]) -> Params:
         content: dict[str, Any] = params.load(ROOT / "params.yaml").model_dump()

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -17,14 +18,15 @@ from digits.models import Description
 from .conftest import CLASSES, ROOT, bars
 
 KNOBS: dict[str, Any] = {"channels": [2, 3], "hidden": 5, "dropout": 0.5}
-DESCRIPTION = Description("cnn", list(CLASSES), KNOBS, {"seed": 3, "train": {"epochs": 2, "keep": "best"}})
+TRAINING = {"seed": 3, "train": {"epochs": 2, "keep": "best"}}
+DESCRIPTION = Description("cnn", list(CLASSES), KNOBS, TRAINING, {"data/train": "1a2b"}, "3c4d")
 EXPORT_ELSEWHERE = """
 import logging
 from pathlib import Path
 from digits import exporting, models
 network, description = models.load(Path("model.safetensors"))
-exporting.write_onnx(network, Path("model.onnx"), 18, description.classes)
-exporting.write_pt2(network, Path("other name.pt2"))
+exporting.write_onnx(network, Path("model.onnx"), 18, description)
+exporting.write_pt2(network, Path("other name.pt2"), description)
 assert not logging.root.manager.disable
 """
 
@@ -41,8 +43,8 @@ def network() -> nn.Module:
 def exported(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     models.save(network, DESCRIPTION, folder / "model.safetensors")
-    exporting.write_onnx(network, folder / "model.onnx", 18, list(CLASSES))
-    exporting.write_pt2(network, folder / "model.pt2")
+    exporting.write_onnx(network, folder / "model.onnx", 18, DESCRIPTION)
+    exporting.write_pt2(network, folder / "model.pt2", DESCRIPTION)
     return folder
 
 
@@ -77,8 +79,8 @@ def test_mlp_is_exported_as_well(tmp_path: Path) -> None:
     network = models.build("mlp", 3, {"hidden": [4], "dropout": 0.5}).eval()
     split = bars(5)
     expected = evaluation.predict(network, split, 5, torch.device("cpu"))
-    exporting.write_onnx(network, tmp_path / "model.onnx", 21, list(CLASSES))
-    exporting.write_pt2(network, tmp_path / "model.pt2")
+    exporting.write_onnx(network, tmp_path / "model.onnx", 21, DESCRIPTION)
+    exporting.write_pt2(network, tmp_path / "model.pt2", DESCRIPTION)
     assert (exporting.run_onnx(tmp_path / "model.onnx", split, 1, threads=1) - expected).abs().max() < 1e-5
     assert (exporting.run_pt2(tmp_path / "model.pt2", split, 1) - expected).abs().max() < 1e-5
     assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == 21
@@ -96,7 +98,9 @@ def test_onnx_file_is_readable_by_old_runtimes_and_says_what_goes_in_and_out(exp
         assert tensor.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
         assert batch.dim_param
         assert [axis.dim_value for axis in others] == axes
-    assert {entry.key: entry.value for entry in model.metadata_props} == {"classes": '["left", "middle", "right"]'}
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata.keys() == {"classes", "model", "md5"}
+    assert json.loads(metadata["classes"]) == list(CLASSES)
 
 
 def test_files_exported_from_another_folder_by_another_process_are_the_same_bytes(

@@ -14,7 +14,9 @@ from digits.models import Description
 CNN = {"channels": [2, 3], "hidden": 5, "dropout": 0.5}
 MLP = {"hidden": [6], "dropout": 0.5}
 NETWORKS = [("cnn", CNN), ("mlp", MLP)]
-DESCRIPTION = Description("cnn", ["left", "middle", "right"], CNN, {"seed": 0, "train": {"epochs": 1}})
+DESCRIPTION = Description(
+    "cnn", ["left", "middle", "right"], CNN, {"seed": 0, "train": {"epochs": 1}}, {"train": "1a2b"}, "3c4d"
+)
 
 
 def build(name: str = "cnn", knobs: dict[str, Any] = CNN, seed: int = 0, **statistics: float) -> nn.Module:
@@ -88,6 +90,18 @@ def test_equal_models_are_equal_bytes_whatever_the_memory_layout(tmp_path: Path)
     models.save(network, replace(DESCRIPTION, knobs=dict(reversed(CNN.items()))), tmp_path / "model")
     contents.add((tmp_path / "model").read_bytes())
     assert len(contents) == 1
+
+
+def test_one_changed_byte_anywhere_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    models.save(build(), DESCRIPTION, path)
+    sound = path.read_bytes()
+    for place in range(0, len(sound), 97):
+        damaged = bytearray(sound)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"damaged"):
+            models.load(path)
 
 
 def write_model(path: Path, damage: str) -> None:

@@ -22,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = models.build("mlp", 3, {"hidden": [8], "dropout": 0.0}).eval()
     path = tmp_path_factory.mktemp("model") / "model.onnx"
-    exporting.write_onnx(network, path, 18, ["a", "b", "c"])
+    exporting.write_onnx(network, path, 18, models.Description("mlp", ["a", "b", "c"], {}, {}, {}, ""))
     return path
 
 
@@ -103,3 +103,13 @@ def test_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.onnx: not a model of this project") as error:
         predict.predict(tmp_path / "model.onnx", np.zeros((1, 1, 28, 28), np.float32))
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_model_with_a_changed_byte_is_refused(model: Path, tmp_path: Path) -> None:
+    sound = model.read_bytes()
+    for place in range(0, len(sound), 997):
+        damaged = bytearray(sound)
+        damaged[place] ^= 1
+        (tmp_path / "model.onnx").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"model\.onnx: not a model of this project \("):
+            predict.predict(tmp_path / "model.onnx", np.zeros((1, 1, 28, 28), np.float32))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from digits import evaluation, models, training
+from digits.checkpoints import Checkpoint, folder
 from digits.command import UserError
 from digits.data import to_float
 from digits.training import Epoch
@@ -86,6 +87,59 @@ def test_same_seed_gives_the_same_weights_to_the_last_bit_and_another_seed_other
     assert equal(first, again)
     assert first_epochs == again_epochs
     assert not equal(first, other)
+
+
+class Killed(BaseException):
+    pass
+
+
+class Interrupting(Checkpoint):
+    """Saves after every step, and dies right after the step `last`."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__("training", interval=1e-9)
+        self._left = last
+
+    def save(self, state: dict[str, Any]) -> None:
+        super().save(state)
+        self._left -= 1
+        if not self._left:
+            raise Killed
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.05), ("adamw", 0.01)])
+def test_resume_after_a_break_gives_the_same_weights_and_epochs(
+    change: Change, optimizer: str, rate: float, keep: str
+) -> None:
+    recipe: dict[str, Any] = {"optimizer": optimizer, "learning_rate": rate, "keep": keep}
+    expected_epochs, expected = fit(change, **recipe)
+    p = change(RECIPE | {f"train.{key}": value for key, value in recipe.items()})
+    for breaks in ([1], [5], [6], [7, 6], [3, 3, 3, 3, 3, 3], [18]):  # 6 steps an epoch, 3 epochs
+        for last in [*breaks, 1000]:
+            network = small()
+            torch.manual_seed(last)  # what was drawn before must not matter
+            try:
+                with Interrupting(last) as checkpoint:
+                    data = bars(96), bars(48, seed=1)
+                    epochs = list(training.fit(network, *data, 0, p.train, p.augmentation, 50, CPU, checkpoint))
+            except Killed:
+                continue
+        assert epochs == expected_epochs
+        assert equal(dict(network.state_dict()), expected)
+        assert not list(folder().iterdir())
+
+
+def test_resume_does_not_train_again_what_was_saved(change: Change, capsys: pytest.CaptureFixture[str]) -> None:
+    p = change(RECIPE)
+    with pytest.raises(Killed), Interrupting(10) as checkpoint:
+        list(training.fit(small(), bars(96), bars(48), 0, p.train, p.augmentation, 50, CPU, checkpoint))
+    checkpoint = Interrupting(1000)
+    with checkpoint:
+        list(training.fit(small(), bars(96), bars(48), 0, p.train, p.augmentation, 50, CPU, checkpoint))
+        saves = 1000 - checkpoint._left
+    assert saves == 8
+    assert "going on after step 10 of 18" in capsys.readouterr().out
 
 
 def test_order_of_batches_follows_the_seed(change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +226,7 @@ def test_weight_decay_shrinks_matrices_and_leaves_vectors_free(change: Change, o
     p = change(RECIPE | {"train.weight_decay": 0.5, "train.optimizer": optimizer})
     network = small()
     before = {key: value.detach().clone() for key, value in network.named_parameters()}
-    stepping, _ = training._optimizer(network, p.train, steps=10)
+    stepping = training._optimizer(network, p.train)
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)  # nothing but decay moves a weight
     stepping.step()

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.artifacts import load_dict
 from mlflow.entities import Run
 
 from digits.files import flatten, md5, read_json
 from digits.params import load
 
 REPOSITORY = Path(__file__).parents[2]
-SHORT = {"epochs: 5": "epochs: 1", "channels: [16, 32, 64]": "channels: [8, 16]"}
+SHORT = {"epochs: 5": "epochs: 1", "channels: [16, 32, 64]": "channels: [8, 16]", "checkpoint: 5.0": "checkpoint: 0.2"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,11 @@ class Project:
             *("plots/misclassified.png", "plots/reliability.png"),
         }
         versions = self.client.search_model_versions("name='mnist-classifier'")
-        assert [version.run_id for version in versions].count(run.info.run_id) == 1
+        assert [version.tags["model_md5"] for version in versions].count(run.data.tags["model_md5"]) == 1
+        lock = yaml.safe_load((self.root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+        made = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
+        recorded = load_dict(f"{run.info.artifact_uri}/provenance/outputs.json")
+        assert recorded == made
 
     def outputs(self) -> dict[str, str]:
         """Give the MD5 of every file that a stage wrote, by path."""

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel
 
 from digits import params
+from digits.checkpoints import Checkpoint
 from digits.command import UserError
 from digits.files import flatten
 
@@ -96,13 +97,16 @@ def outcome(stage: str, capsys: pytest.CaptureFixture[str]) -> Any:
             batch_sizes.append(len(inputs[0]))
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
-    error = None
+    error, saved = None, []
+    save = Checkpoint.save
+    Checkpoint.save = lambda *arguments: (saved.append(1), save(*arguments))[1]  # type: ignore[method-assign,func-returns-value]  # to count
     try:
         run_stage(stage)
     except UserError as fault:
         error = str(fault)
     finally:
         hook.remove()
+        Checkpoint.save = save  # type: ignore[method-assign]  # as it was
     entry = STAGES[stage]
     outs = [
         next(iter(out)) if isinstance(out, dict) else out
@@ -111,7 +115,8 @@ def outcome(stage: str, capsys: pytest.CaptureFixture[str]) -> Any:
     ]
     files = [file for out in outs for file in sorted(Path(out).rglob("*") if Path(out).is_dir() else [Path(out)])]
     contents = [hashlib.md5(file.read_bytes()).hexdigest() for file in files if file.is_file()]
-    return contents, error, capsys.readouterr().out, torch.get_num_threads(), max(batch_sizes, default=0)
+    used = (torch.get_num_threads(), max(batch_sizes, default=0), len(saved))
+    return contents, error, capsys.readouterr().out, used
 
 
 class Silent(http.server.BaseHTTPRequestHandler):
@@ -164,6 +169,8 @@ CHANGES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "runtime.device": ("train", "cuda", {"runtime.device": "cpu"}),
     "runtime.threads": ("train", 2, {}),
     "runtime.batch_size": ("evaluate", 7, {}),
+    "runtime.reproducibility": ("train", "portable", {"runtime.device": "cuda"}),
+    "runtime.checkpoint": ("train", 1e-9, {"runtime.checkpoint": 0.0}),
     "evaluate.bins": ("evaluate", 3, {}),
     "evaluate.gallery": ("evaluate", 1, {}),
     "export.opset": ("export", 19, {}),

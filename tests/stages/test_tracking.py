@@ -1,11 +1,13 @@
 """The tracker beside the stages: what it does when a stage stops, when MLflow is not to be had, and where it writes."""
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 
@@ -37,6 +39,10 @@ def client(miniature: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> I
     assert miniature == Path.cwd()
 
 
+def training_run(key: str = "key") -> tracking.TrainingRun:
+    return tracking.TrainingRun(params.load(), torch.device("cpu"), key)
+
+
 def newest(client: MlflowClient) -> Run:
     experiment = client.get_experiment_by_name("mnist")
     assert experiment
@@ -44,7 +50,7 @@ def newest(client: MlflowClient) -> Run:
 
 
 def test_epochs_can_be_seen_while_training_goes_on(client: MlflowClient) -> None:
-    with tracking.TrainingRun(params.load()) as live:
+    with training_run() as live:
         live.log(ROW)
         run = newest(client)
     assert run.info.status == "RUNNING"
@@ -56,14 +62,109 @@ def test_epochs_can_be_seen_while_training_goes_on(client: MlflowClient) -> None
     ("error", "status"), [(KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED"), (UserError, "FAILED")]
 )
 def test_run_of_a_stage_that_stops_says_so(client: MlflowClient, error: type[BaseException], status: str) -> None:
-    with pytest.raises(error), tracking.TrainingRun(params.load()):
+    with pytest.raises(error), training_run():
         raise error
     assert newest(client).info.status == status
 
 
+KILLED = """
+import os, signal, torch
+from digits import params, tracking
+row = {row}
+live = tracking.TrainingRun(params.load(), torch.device("cpu"), "key").__enter__()
+live.log(row)
+print(live._run_id)
+os.sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def kill_a_training() -> str:
+    """Let a process begin a run, log an epoch and be killed; give the run's id."""
+    code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); {KILLED.format(row=ROW)}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode < 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_run_of_a_killed_training_is_gone_on_with_by_the_same_training(client: MlflowClient) -> None:
+    killed = kill_a_training()
+    assert client.get_run(killed).info.status == "RUNNING"
+    with contextlib.suppress(UserError), training_run("key") as live:
+        live.log(ROW)
+        live.log(ROW | {"epoch": 2})
+        raise UserError
+    assert newest(client).info.run_id == killed
+    assert [metric.step for metric in client.get_metric_history(killed, "train_loss")] == [1, 2]
+    assert newest(client).info.status == "FAILED"
+
+
+def test_run_of_a_killed_training_is_marked_by_another_one(client: MlflowClient) -> None:
+    killed = kill_a_training()
+    with training_run("other") as live:
+        live.log(ROW)
+        with training_run("third"):  # a run of a process that lives is left alone
+            pass
+        assert client.get_run(killed).info.status == "KILLED"
+        assert newest(client).info.run_id != killed
+
+
+def test_run_records_what_its_last_bits_depend_on(client: MlflowClient) -> None:
+    with contextlib.suppress(UserError), training_run():
+        raise UserError
+    tags = newest(client).data.tags
+    for name in ("processor", "instructions", "threads", "device", "precision", "torch", "numpy", "python", "mlflow"):
+        assert tags[f"environment.{name}"]
+    assert tags["environment.torch"] == torch.__version__
+    assert tags["environment.threads"] == str(torch.get_num_threads())
+
+
+def train_and_export(changes: dict[str, object]) -> None:
+    write_params(SHORT | changes)
+    for stage in ("download", "preprocess", "train", "evaluate", "export"):
+        run_stage(stage)
+
+
+def test_champion_moves_for_a_model_that_is_better_on_validation_by_more_than_chance(
+    miniature: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{miniature / 'champion.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = MlflowClient(uri)
+
+    def champion() -> str:
+        return str(client.get_model_version_by_alias("mnist-classifier", "champion").version)
+
+    train_and_export({"train.epochs": 1})  # 300 images, one epoch: bad
+    assert champion() == "1"
+    assert client.get_model_version("mnist-classifier", "1").tags["champion"] == "yes: the first"
+    run_stage("export")
+    assert len(client.search_model_versions("name='mnist-classifier'")) == 1  # the same model is no new version
+
+    train_and_export({"train.epochs": 1, "seed": 1})  # another, as bad
+    second = client.get_model_version("mnist-classifier", "2").tags
+    assert champion() == "1"
+    assert second["champion"].startswith("no: ")
+    assert float(second["gain"]) <= float(second["margin"])
+    assert second["compared_with_version"] == "1"
+
+    train_and_export({"train.epochs": 12, "train.batch_size": 16})
+    third = client.get_model_version("mnist-classifier", "3").tags
+    assert champion() == "3"
+    assert float(third["gain"]) > float(third["margin"]) > 0
+    assert float(third["validation_accuracy"]) > 0.9
+
+    train_and_export({"train.epochs": 12, "train.batch_size": 16, "split.seed": 1})
+    fourth = client.get_model_version("mnist-classifier", "4").tags
+    assert champion() == "3"
+    assert fourth["champion"] == "no: version 3 was validated on other images"
+    assert capsys.readouterr().out.count("; champion? yes: ") == 2
+    assert not [key for tags in (second, third, fourth) for key in tags if "test" in key]
+
+
 def test_run_of_an_experiment_has_its_name(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "bold-try")
-    with pytest.raises(UserError), tracking.TrainingRun(params.load()):
+    with pytest.raises(UserError), training_run():
         raise UserError
     run = newest(client)
     assert run.info.run_name == run.data.tags["dvc_experiment"] == "bold-try"
@@ -122,6 +223,18 @@ def test_unusable_database_costs_one_line_and_no_result(
     assert Path("metrics/train.json").exists()
 
 
+def test_without_mlflow_nothing_is_logged_and_nothing_is_said(
+    miniature: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    for stage in ("download", "preprocess", "train", "evaluate", "export"):
+        run_stage(stage)
+    assert "MLflow" not in "".join(capsys.readouterr())
+    assert not {path.name for path in miniature.iterdir()} & {"mlflow.db", "mlartifacts", "mlruns", "off"}
+    with pytest.raises(UserError, match="must name a tracking server"):
+        tracking.sync()
+
+
 @pytest.mark.usefixtures("miniature")
 def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
     code = "from digits import tracking; print(tracking._connect()[1])"
@@ -153,7 +266,7 @@ def test_database_is_in_the_repository_and_not_in_the_temporary_copy(
     repository = tmp_path / "repository"
     repository.mkdir()
     monkeypatch.setenv("DVC_ROOT", str(repository))
-    with pytest.raises(UserError), tracking.TrainingRun(params.load()):
+    with pytest.raises(UserError), training_run():
         raise UserError
     assert (repository / "mlflow.db").exists()
     assert not (tmp_path / "mlflow.db").exists()

@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from digits import integrity, lineage
+from digits.command import UserError
+from digits.files import md5
+
+from .test_lineage import git
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a repository with one output, its copy in DVC's cache and a committed dvc.lock; the working directory."""
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / "models/model"
+    output.parent.mkdir()
+    output.write_text("weights")
+    lock = {"schema": "2.0", "stages": {"train": {"outs": [{"path": "models/model", "md5": md5(output)}]}}}
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump(lock))
+    cached = tmp_path / ".dvc/cache/files/md5" / md5(output)[:2] / md5(output)[2:]
+    cached.parent.mkdir(parents=True)
+    cached.write_text("weights")
+    (tmp_path / ".dvc/config").write_text("")
+    (tmp_path / ".dvc/tmp").mkdir()
+    git("init", "--quiet")
+    git("add", "dvc.lock")
+    git("commit", "--quiet", "--message=start")
+    return tmp_path
+
+
+@pytest.mark.parametrize("length", [0, 1, 20, 40, 60, 90])
+def test_lock_file_that_was_cut_off_is_put_back(
+    repository: Path, length: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = repository / "dvc.lock"
+    committed = lock.read_bytes()
+    lock.write_bytes(committed[:length])
+    integrity.repair()
+    assert lock.read_bytes() == committed
+    assert capsys.readouterr().err == "dvc.lock: was cut off when DVC was killed; put back as committed\n"
+
+
+def test_lock_file_that_was_cut_off_before_any_commit_is_removed(repository: Path) -> None:
+    git("update-ref", "-d", "HEAD")
+    (repository / "dvc.lock").write_text("")
+    integrity.repair()
+    assert not (repository / "dvc.lock").exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"read": {'])
+def test_list_of_running_commands_that_was_cut_off_is_removed(
+    repository: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / ".dvc/tmp/rwlock").write_text(text)
+    integrity.repair()
+    assert not (repository / ".dvc/tmp/rwlock").exists()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_sound_files_are_left_alone_in_silence(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = (repository / "dvc.lock").read_text() + "\n# not committed\n"
+    (repository / "dvc.lock").write_text(changed)
+    (repository / ".dvc/tmp/rwlock").write_text("{}")
+    integrity.repair()
+    assert (repository / "dvc.lock").read_text() == changed
+    assert (repository / ".dvc/tmp/rwlock").exists()
+    (repository / ".dvc/tmp/rwlock").unlink()
+    (repository / "dvc.lock").unlink()
+    integrity.repair()
+    assert not any(capsys.readouterr())
+
+
+def test_sound_outputs_are_said_to_be_so(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert repository.exists()
+    integrity.verify()
+    assert capsys.readouterr().out == "all 1 outputs are as dvc.lock says, and so are their copies in DVC's cache\n"
+
+
+@pytest.mark.parametrize(
+    ("damaged", "told"),
+    [
+        (["models/model"], ["models/model: damaged, or changed by hand"]),
+        ([".dvc/cache"], [".dvc/cache/files/md5/"]),
+        (["models/model", ".dvc/cache"], ["models/model: damaged", ".dvc/cache/files/md5/"]),
+    ],
+)
+def test_every_damaged_file_is_named(repository: Path, damaged: list[str], told: list[str]) -> None:
+    for place in damaged:
+        (file,) = [repository / place] if place == "models/model" else (repository / place).rglob("*/*/*/*")
+        file.write_text("weighty")
+    with pytest.raises(UserError) as refusal:
+        integrity.verify()
+    lines = str(refusal.value).splitlines()
+    assert len(lines) == len(told)
+    assert all(part in line for part, line in zip(told, lines, strict=True))
+
+
+def test_missing_output_is_named(repository: Path) -> None:
+    (repository / "models/model").unlink()
+    with pytest.raises(UserError, match=r"^models/model: missing; `dvc repro` brings it$"):
+        integrity.verify()
+    assert lineage.lock()

@@ -30,10 +30,12 @@ setup: .venv/complete ## Make .venv from requirements.lock (the other targets do
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 repro: .venv/complete ## Run the pipeline: only what has changed runs again
+	@.venv/bin/python -m digits.integrity repair
 	.venv/bin/dvc repro
+	@.venv/bin/python -m digits.integrity verify
 
 test: .venv/complete lint ## Check style and types, run every test
-	.venv/bin/pytest --cov --cov-fail-under=90
+	.venv/bin/pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under=90
 
 lint: .venv/complete ## Check style and types only
 	.venv/bin/ruff check
@@ -56,5 +58,5 @@ lock: .venv/bin/uv ## Write requirements.lock anew from pyproject.toml, with the
 	.venv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" --output-file requirements.lock --quiet
 
-clean: ## Remove what can be made again: .venv, caches of tools (results and MLflow's runs stay)
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .coverage .coverage.*
+clean: ## Remove what can be made again: .venv, caches of tools, checkpoints (results and MLflow's runs stay)
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .coverage .coverage.* .dvc/tmp/checkpoints

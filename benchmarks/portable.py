@@ -1,0 +1,231 @@
+"""Do two processors train the same weights, bit for bit? A table of digests, one row for each processor and setting.
+
+    python -m benchmarks.portable [--qemu qemu-x86_64] [--threads 2] [--steps 20] [--processors Haswell EPYC-Rome …]
+
+A short training run (augmentation, batch norm, dropout; SGD and AdamW, convolutional and fully connected) is repeated
+on this processor as it is, and on other x86-64 processors emulated by QEMU in user mode; each time with
+`runtime.reproducibility` machine, then portable. Every row with "portable" must show the same digests, and the program
+ends with status 1 if one does not. Rows with "machine" may differ; the last column says by how much at most any weight
+of the first network has then moved from what this processor trains with the same setting.
+
+An emulated processor differs from this one in what libraries choose their code by: vendor, instruction sets, sizes of
+caches. QEMU computes fused multiply-adds, divisions and square roots as IEEE 754 has them, as any processor must; so
+equal digests also show that none of the approximate instructions (rcpps, rsqrtps) is in use, which vendors build
+differently. QEMU has no AVX-512: a processor that has it can only be checked for real, by running this program there.
+
+Needs QEMU 8 or later (`apt install qemu-user`); 7.2 is known to crash in gather instructions. Without it, only this
+processor's own row is printed. A row takes a minute or two, since emulation is 30 times slower. Images are drawn at
+random, so that no data set is needed: the digests are about arithmetic, not about learning.
+
+Last, the cost: seconds of a step of the default training on this processor, portable over machine, in turns. Table and
+cost are written to benchmarks/portable.md.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from digits import data, evaluation, models, params, runtime, training
+from digits.files import write_text
+from digits.params import AugmentationParams, TrainParams
+
+REPORT = Path("benchmarks/portable.md")
+SETTINGS = ("machine", "portable")
+PROCESSORS = (
+    "Haswell",
+    "Skylake-Client-noTSX-IBRS",
+    "EPYC-Rome",
+    "EPYC-Rome,legacy-cache=on",  # another first-level cache
+    "EPYC-Rome,vendor=GenuineIntel",  # another vendor with the same caches
+    "YongFeng",  # neither Intel nor AMD
+)
+RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "CNN, SGD": (
+        "cnn",
+        {"channels": [8, 16, 16], "hidden": 32, "dropout": 0.2},
+        {"optimizer": "sgd", "learning_rate": 0.1},
+    ),
+    "CNN, AdamW": (
+        "cnn",
+        {"channels": [8, 16, 16], "hidden": 32, "dropout": 0.2},
+        {"optimizer": "adamw", "learning_rate": 0.005},
+    ),
+    "MLP, SGD": ("mlp", {"hidden": [64, 32], "dropout": 0.1}, {"optimizer": "sgd", "learning_rate": 0.05}),
+}
+BATCH = 64
+
+
+def digest(arrays: Iterable[bytes]) -> str:
+    """Give the first eight hexadecimal digits of the MD5 of all arrays' bytes, in order."""
+    total = hashlib.md5()
+    for array in arrays:
+        total.update(array)
+    return total.hexdigest()[:8]
+
+
+def train(reproducibility: str, threads: int, steps: int, folder: Path) -> None:
+    """Train every network of RUNS, and leave digests.json and the first one's weights.safetensors in `folder`."""
+    from safetensors.torch import save_file
+
+    device = runtime.prepare("cpu", threads, reproducibility)
+    generator = torch.Generator().manual_seed(0)
+
+    def split(count: int) -> data.Split:
+        images = torch.randint(0, 256, (count, 1, 28, 28), generator=generator, dtype=torch.uint8)
+        return data.Split(images, torch.randint(0, 10, (count,), generator=generator), tuple("0123456789"))
+
+    learned, held_out = split(steps * BATCH), split(250)
+    augmentation = AugmentationParams(rotation=10, scale=0.1, shift=2, shear=0.1)
+    digests = {"kernels": torch.backends.cpu.get_cpu_capability()}
+    for title, (name, knobs, optimizer) in RUNS.items():
+        knobs_of_training = TrainParams(
+            epochs=1,
+            batch_size=BATCH,
+            warmup=0.3,
+            momentum=0.9,
+            weight_decay=0.0005,
+            label_smoothing=0.1,
+            keep="last",
+            **optimizer,
+        )
+        torch.manual_seed(0)
+        network = models.build(name, 10, knobs, 0.5, 0.3)
+        for _ in training.fit(network, learned, held_out, 0, knobs_of_training, augmentation, 250, device):
+            pass
+        weights = {key: value.contiguous() for key, value in network.state_dict().items()}
+        digests[title] = digest(value.numpy().tobytes() for value in weights.values())
+        if title == next(iter(RUNS)):
+            digests["Logits"] = digest([evaluation.predict(network, held_out, 250, device).numpy().tobytes()])
+            save_file(weights, folder / "weights.safetensors")
+    (folder / "digests.json").write_text(json.dumps(digests), encoding="utf-8")
+
+
+def run(command: list[str], folder: Path) -> dict[str, str] | None:
+    """Run one training process; None, with the reason on standard error, if it failed."""
+    # MKL may not be told by the caller's shell what the setting under test decides.
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MKL_", "ONEDNN_", "ATEN_"))}
+    folder.mkdir()
+    done = subprocess.run(command, env={**kept, "TQDM_DISABLE": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        print(f"{' '.join(command[:3])}: {' '.join(done.stderr.splitlines()[-1:])}", file=sys.stderr)
+        return None
+    digests: dict[str, str] = json.loads((folder / "digests.json").read_text(encoding="utf-8"))
+    return digests
+
+
+def moved(first: Path, second: Path) -> float:
+    """Give the largest absolute difference of any value between two files of weights."""
+    from safetensors.torch import load_file
+
+    one, other = load_file(first / "weights.safetensors"), load_file(second / "weights.safetensors")
+    return max(float((one[key].double() - other[key].double()).abs().max()) for key in one)
+
+
+def seconds_a_step(reproducibility: str, threads: int) -> float:
+    """Give the seconds of one step of the default training, of 100, on images drawn at random."""
+    p = params.load()
+    device = runtime.prepare("cpu", threads, reproducibility)
+    labels = torch.arange(100 * p.train.batch_size) % 10
+    images = torch.randint(0, 256, (len(labels), 1, 28, 28), dtype=torch.uint8)
+    split = data.Split(images, labels, tuple("0123456789"))
+    network = models.build(p.model.name, 10, p.model.knobs(), 0.5, 0.3)
+    one = p.train.model_copy(update={"epochs": 1})
+    for count in (10, 100):  # the first steps are slower
+        part = split[: count * p.train.batch_size]
+        start = time.perf_counter()
+        for _ in training.fit(network, part, split[:250], 0, one, p.augmentation, 250, device):
+            pass
+        seconds = (time.perf_counter() - start) / count
+    return seconds
+
+
+def tell_cost(rounds: int, threads: int) -> str:
+    """Time both settings in turns, each time in a new process, and say the ratio."""
+    ratios = []
+    for _ in tqdm(range(rounds), unit="round", disable=None):
+        seconds = {}
+        for setting in SETTINGS:
+            command = [sys.executable, "-m", "benchmarks.portable", "--time", setting, "--threads", str(threads)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            seconds[setting] = float(done.stdout)
+        ratios.append(seconds["portable"] / seconds["machine"])
+    return (
+        f"A step of the default training with {threads} threads takes {statistics.median(ratios):.2f} times as long "
+        f"when portable (median of {rounds} rounds, {min(ratios):.2f} to {max(ratios):.2f})."
+    )
+
+
+def main() -> int:
+    """Parse the command line, print the table, give the exit status."""
+    parser = argparse.ArgumentParser(description="Compare the bits trained on several processors, QEMU's included.")
+    parser.add_argument("--qemu", default="qemu-x86_64", help="the emulator, by name or path")
+    parser.add_argument(
+        "--processors", nargs="*", default=PROCESSORS, metavar="MODEL", help="see qemu-x86_64 -cpu help"
+    )
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, choices=SETTINGS)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--child", nargs=2, metavar=("SETTING", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=7, help="of timing both settings (default: %(default)s)")
+    parser.add_argument("--time", metavar="SETTING", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.time:
+        print(seconds_a_step(options.time, options.threads))
+        return 0
+    if options.child:
+        train(options.child[0], options.threads, options.steps, Path(options.child[1]))
+        return 0
+
+    emulator = shutil.which(options.qemu)
+    if emulator is None:
+        print(f"{options.qemu} is not installed (apt install qemu-user): this processor only", file=sys.stderr)
+    rows: list[tuple[str, list[str]]] = [("this one", [])]
+    rows += [(model, [emulator, "-cpu", model]) for model in options.processors if emulator]
+    columns = ["kernels", *RUNS, "Logits"]
+    lines = ["| " + " | ".join(["reproducibility", "processor", *columns, "moved by"]) + " |"]
+    lines.append("|---" * (len(columns) + 3) + "|")
+    status = 0
+    with tempfile.TemporaryDirectory() as scratch, tqdm(total=len(options.settings) * len(rows), disable=None) as bar:
+        for setting in options.settings:
+            reference, expected = Path(scratch, f"{setting}-0"), None
+            for place, (title, prefix) in enumerate(rows):
+                folder = Path(scratch, f"{setting}-{place}")
+                command = [*prefix, sys.executable, "-m", "benchmarks.portable", "--child", setting, str(folder)]
+                command += ["--threads", str(options.threads), "--steps", str(options.steps)]
+                digests = run(command, folder)
+                bar.update()
+                if digests is None:
+                    status = 1
+                    continue
+                expected = expected or digests
+                if setting == "portable" and digests != expected:
+                    status = 1
+                distance = f"{moved(reference, folder):.1g}" if (reference / "digests.json").exists() else ""
+                lines.append("| " + " | ".join([setting, title, *(digests[key] for key in columns), distance]) + " |")
+    lines += ["", tell_cost(options.rounds, options.threads)]
+    this = runtime.environment(torch.device("cpu"))
+    head = (
+        f"{options.steps} steps with {options.threads} threads; this processor is {this['processor']}, the others are "
+        f"emulated; torch {this['torch']} (`python -m benchmarks.portable`)."
+    )
+    report = "\n".join([head, "", *lines]) + "\n"
+    write_text(REPORT, report)
+    print(report)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

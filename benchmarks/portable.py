@@ -1,6 +1,6 @@
 """Do two processors train the same weights, bit for bit? A table of digests, one row for each processor and setting.
 
-    python -m benchmarks.portable [--qemu qemu-x86_64] [--threads 2] [--steps 20] [--processors Haswell EPYC-Rome …]
+    python -m benchmarks.portable [--qemu qemu-x86_64] [--threads 2] [--steps 10] [--processors Haswell EPYC-Rome …]
 
 A short training run (augmentation, batch norm, dropout; SGD and AdamW, convolutional and fully connected) is repeated
 on this processor as it is, and on other x86-64 processors emulated by QEMU in user mode; each time with
@@ -177,7 +177,7 @@ def main() -> int:
     )
     parser.add_argument("--settings", nargs="+", default=SETTINGS, choices=SETTINGS)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--child", nargs=2, metavar=("SETTING", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=7, help="of timing both settings (default: %(default)s)")
     parser.add_argument("--time", metavar="SETTING", help=argparse.SUPPRESS)

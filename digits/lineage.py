@@ -90,9 +90,11 @@ def lock(text: str | None = None) -> dict[str, Any]:
     try:
         text = Path("dvc.lock").read_text(encoding="utf-8") if text is None else text
         found: dict[str, Any] = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
-        outs = [(out["path"], out["md5"]) for stage in found.values() for out in stage.get("outs", [])]
-        if not all(path and re.fullmatch(r"[0-9a-f]{32}(\.dir)?", checksum) for path, checksum in outs):
-            raise ValueError
+        for stage in found.values():
+            for entry in [*stage.get("deps", []), *stage.get("outs", [])]:
+                external = entry["path"] and ("etag" in entry or "checksum" in entry)
+                if not external and not re.fullmatch(r"[0-9a-f]{32}(\.dir)?", entry["md5"]):
+                    raise ValueError
     except FileNotFoundError:
         return {}
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError):

@@ -176,7 +176,8 @@ def reproduce(what: str) -> None:
     root = (git("rev-parse", "--show-toplevel") or b"").decode().strip()
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder, "clone")
-        git("clone", "--quiet", "--shared", "--no-checkout", root, str(clone))
+        if git("clone", "--quiet", "--shared", "--no-checkout", root, str(clone)) is None:
+            raise UserError(f"{root or Path.cwd()}: git cannot clone it")
         if git("-C", str(clone), "checkout", "--quiet", "--detach", state.commit) is None:
             raise UserError(f"{state.name}: commit {state.commit} is not in this repository; `git fetch` may bring it")
         if state.patch:

@@ -235,10 +235,10 @@ def _root() -> Path:
     return Path(os.environ.get("DVC_ROOT", ".")).resolve()
 
 
-def _lock() -> Path:
-    lock = _root() / ".dvc/tmp/mlflow.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    return lock
+def _lock(name: str) -> FileLock:
+    file = _root() / f".dvc/tmp/{name}.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(file)
 
 
 def _own_uri() -> str:
@@ -258,7 +258,7 @@ def _connect() -> tuple["MlflowClient", str]:
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     mlflow.set_tracking_uri(_uri())
-    with FileLock(_lock()):  # two processes that create the database at once would both fail
+    with _lock("mlflow"):  # two processes that create the database at once would both fail
         client = mlflow.MlflowClient()
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment:
@@ -382,13 +382,13 @@ def _find(client: "MlflowClient", experiment: str, digests: dict[str, str]) -> s
 
 def _up_to_date(stage: str, p: Params) -> bool:
     """Say whether dvc.lock has this stage with the code, inputs, outputs and params as they are now."""
-    entry = lineage.lock().get(stage)
-    if not entry:
-        return False
-    now = p.flat()
-    return all(now.get(key) == value for key, value in flatten(entry["params"]["params.yaml"]).items()) and all(
-        Path(file["path"]).is_file() and md5(Path(file["path"])) == file["md5"]
-        for file in [*entry["deps"], *entry["outs"]]
+    entry = lineage.lock().get(stage, {})
+    files = [*entry.get("deps", []), *entry.get("outs", [])]
+    known, now = flatten(entry.get("params", {}).get("params.yaml", {})), p.flat()
+    return (
+        "outs" in entry  # else the stage never ended
+        and all(now.get(key) == value for key, value in known.items())
+        and all(Path(file["path"]).is_file() and md5(Path(file["path"])) == file.get("md5") for file in files)
     )
 
 
@@ -419,7 +419,7 @@ def _log_part(client: "MlflowClient", run_id: str, name: str) -> None:
     for path in (part.metrics, *part.shown):
         client.log_artifact(run_id, str(path), path.parent.as_posix())
     if name == "export":
-        with FileLock(_lock()):  # of two processes that register at once, the second sees what the first did
+        with _lock("registry"):  # of two processes that register at once, the second sees what the first did
             registry.register(client, run_id)
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
-from mlflow.artifacts import load_dict
 from mlflow.entities import Run
 
 from digits.files import flatten, md5, read_json
@@ -102,8 +102,9 @@ class Project:
         assert [version.tags["model_md5"] for version in versions].count(run.data.tags["model_md5"]) == 1
         lock = yaml.safe_load((self.root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
         made = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
-        recorded = load_dict(f"{run.info.artifact_uri}/provenance/outputs.json")
-        assert recorded == made
+        with tempfile.TemporaryDirectory() as folder:
+            recorded = self.client.download_artifacts(run.info.run_id, "provenance/outputs.json", folder)
+            assert read_json(Path(recorded)) == made
 
     def outputs(self) -> dict[str, str]:
         """Give the MD5 of every file that a stage wrote, by path."""

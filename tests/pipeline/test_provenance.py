@@ -58,6 +58,9 @@ def test_five_kinds_of_runs_are_reproduced_from_their_ids_alone(workshop: Projec
 
     cheap = ["-S", "model.name=mlp"]
     workshop.run("dvc", "exp", "run", "--name", "here", *cheap, "-S", "model.mlp.hidden=[16]")
+    origin = workshop.run(*PROVENANCE, "of", "models/model.safetensors").stdout
+    assert "\n  experiment here (" in origin
+    assert "(here), on commit " in origin
     workshop.restore()
     workshop.run("dvc", "exp", "run", "--queue", "--name", "queued", *cheap, "-S", "model.mlp.hidden=[17]")
     workshop.run("dvc", "queue", "start")

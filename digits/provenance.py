@@ -11,6 +11,7 @@ it differs between equal files, and is looked up by the MD5 of the file: in ever
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +227,8 @@ def tell_difference(first: State, second: State) -> None:
         if unknown:
             print(f"\n{title}\n  not known of {' and '.join(unknown)}")
             continue
-        keys = [key for key in {**old, **new} if _plain(old.get(key)) != _plain(new.get(key))]
+        one, other = (_numbers(old), _numbers(new)) if title == "params" else (old, new)
+        keys = [key for key in {**old, **new} if one.get(key) != other.get(key)]
         if not keys:
             equal.append(title)
             continue
@@ -249,12 +252,13 @@ def _data(state: State) -> dict[str, str]:
     return {file: checksum for file, checksum in state.outputs.items() if file.startswith("data/")}
 
 
-def _plain(value: Any) -> Any:
-    """Give a number as such, since params are written as 20 in one place and as 20.0 in another."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value
+def _numbers(params: dict[str, Any]) -> dict[str, Any]:
+    """Give params with numbers as such, exactly: they are written as 20 in one place and as 20.0 in another."""
+    found = dict(params)
+    for key, text in params.items():
+        with contextlib.suppress(InvalidOperation):
+            found[key] = Decimal(text)
+    return found
 
 
 def _short(value: Any) -> str:

@@ -88,6 +88,17 @@ def test_difference_tells_causes_before_results(capsys: pytest.CaptureFixture[st
     ]
 
 
+def test_difference_takes_params_as_numbers_and_checksums_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    big = 2**62
+    first = {"params": {"timeout": "20", "seed": str(big)}, "code": {"a.py": "0e" + "1" * 30}}
+    second = {"params": {"timeout": "20.0", "seed": str(big + 1)}, "code": {"a.py": "0e" + "2" * 30}}
+    provenance.tell_difference(state("one", **first), state("two", **second))
+    told = capsys.readouterr().out
+    assert "timeout" not in told
+    assert f"seed  {big} -> {big + 1}" in told
+    assert "a.py  0e111111 -> 0e222222" in told
+
+
 def test_difference_says_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     provenance.tell_difference(state("one", environment={}), state("two"))
     assert "environment\n  not known of one\n" in capsys.readouterr().out

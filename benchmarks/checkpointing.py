@@ -67,7 +67,7 @@ def main() -> None:
         f"| {name} | {counts[name]} | {statistics.median(taken[name]):.2f} | {_ratio(taken[name], taken['none']):.3f} |"
         for name in intervals
     ]
-    processor = runtime.environment(torch.device("cpu"))["processor"]
+    processor = runtime.environment(torch.device("cpu"), torch.float32)["processor"]
     table = "\n".join(
         [
             f"One epoch of the default training, median of {rounds} rounds, {processor}, {p.runtime.threads} threads",

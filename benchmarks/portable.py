@@ -55,12 +55,12 @@ PROCESSORS = (
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "CNN, SGD": (
         "cnn",
-        {"channels": [8, 16, 16], "hidden": 32, "dropout": 0.2},
+        {"crop": 0, "channels": [8, 16, 16], "hidden": 32, "dropout": 0.2},
         {"optimizer": "sgd", "learning_rate": 0.1},
     ),
     "CNN, AdamW": (
         "cnn",
-        {"channels": [8, 16, 16], "hidden": 32, "dropout": 0.2},
+        {"crop": 0, "channels": [8, 16, 16], "hidden": 32, "dropout": 0.2},
         {"optimizer": "adamw", "learning_rate": 0.005},
     ),
     "MLP, SGD": ("mlp", {"hidden": [64, 32], "dropout": 0.1}, {"optimizer": "sgd", "learning_rate": 0.05}),
@@ -216,7 +216,7 @@ def main() -> int:
                 distance = f"{moved(reference, folder):.1g}" if (reference / "digests.json").exists() else ""
                 lines.append("| " + " | ".join([setting, title, *(digests[key] for key in columns), distance]) + " |")
     lines += ["", tell_cost(options.rounds, options.threads)]
-    this = runtime.environment(torch.device("cpu"))
+    this = runtime.environment(torch.device("cpu"), torch.float32)
     head = (
         f"{options.steps} steps with {options.threads} threads; this processor is {this['processor']}, the others are "
         f"emulated; torch {this['torch']} (`python -m benchmarks.portable`)."

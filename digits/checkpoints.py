@@ -78,7 +78,7 @@ class Checkpoint:
         if content[:32] != _checksum(content[32:]):
             print(f"{self.path}: damaged; ignored, training begins anew", file=sys.stderr)
             return None
-        state: dict[str, Any] = torch.load(io.BytesIO(content[32:]), weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(content[32:]), "cpu", weights_only=True)
         return state
 
 

@@ -91,17 +91,15 @@ def batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
     return parts
 
 
-def augment(
-    images: Tensor, rotation: float, scale: float, shift: float, shear: float, generator: torch.Generator
-) -> Tensor:
+def augment(images: Tensor, draws: Tensor, rotation: float, scale: float, shift: float, shear: float) -> Tensor:
     """Give each image another random affine map, all in one batched call; what comes in from outside is black.
 
-    `images`: float [n, 1, 28, 28] in 0 … 1. Each amount is the largest in either direction, drawn uniformly:
-    `rotation` in degrees, `scale` and `shear` as fractions, `shift` in pixels.
+    `images`: float [n, 1, 28, 28] in 0 … 1; `draws`: [5, n], uniform in 0 … 1. Each amount is the largest in either
+    direction: `rotation` in degrees, `scale` and `shear` as fractions, `shift` in pixels.
     """
     if not any((rotation, scale, shift, shear)):
         return images
-    draws = torch.rand(5, len(images), generator=generator).mul_(2).sub_(1).to(images.device)
+    draws = (2 * draws - 1).to(images.device)
     angle, zoom, slant = draws[0] * math.radians(rotation), 1 + draws[1] * scale, draws[2] * shear
     offset = draws[3:] * (2 * shift / images.shape[-1])  # affine_grid's unit is half the image
     cos, sin = zoom * angle.cos(), zoom * angle.sin()

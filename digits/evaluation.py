@@ -7,16 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from digits import runtime
 from digits.data import Split, to_float
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, split: Split, batch_size: int, device: torch.device) -> Tensor:
+def predict(
+    network: nn.Module, split: Split, batch_size: int, device: torch.device, precision: torch.dtype = torch.float32
+) -> Tensor:
     """Give the logits of every image, in order: float32 [n, classes] on the CPU; the mode is left as it was."""
     was_training = network.training
     network.eval()
-    images = split.images.to(device)
-    logits = torch.cat([network(to_float(batch)).float() for batch in images.split(batch_size)])
+    with runtime.autocast(device, precision):
+        logits = torch.cat([network(to_float(batch.to(device))).float() for batch in split.images.split(batch_size)])
     network.train(was_training)
     return logits.cpu()
 

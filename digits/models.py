@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from digits.command import UserError
 from digits.datasets import SIDE
+from digits.distributed import BatchNorm, Dropout
 from digits.files import SEAL, is_intact, seal, write_bytes
 
 
@@ -37,17 +38,29 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
 
+class Crop(nn.Module):
+    """Cut off a margin of so many pixels."""
+
+    def __init__(self, margin: int) -> None:
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, images: Tensor) -> Tensor:
+        inner = slice(self.margin, SIDE - self.margin)
+        return images[:, :, inner, inner]
+
+
 class CNN(nn.Sequential):
-    """A small convolutional network: 5x5, pool, then 3x3 each, pool, one hidden layer.
+    """A small convolutional network: crop, 5x5, pool, then 3x3 each, pool, one hidden layer.
 
     Pooling comes before batch norm and ReLU (they commute with it or nearly so) because that is a quarter of their
     work, and convolutions are unpadded for the same reason: a digit has a black margin. No bias where batch norm
     follows, which would take it out again.
     """
 
-    def __init__(self, classes: int, channels: list[int], hidden: int, dropout: float) -> None:
-        layers: list[nn.Module] = []
-        before, side, last = 1, SIDE, len(channels) - 1
+    def __init__(self, classes: int, crop: int, channels: list[int], hidden: int, dropout: float) -> None:
+        layers: list[nn.Module] = [Crop(crop)]
+        before, side, last = 1, SIDE - 2 * crop, len(channels) - 1
         for place, width in enumerate(channels):
             kernel = 5 if place == 0 else 3
             layers.append(nn.Conv2d(before, width, kernel, bias=False))
@@ -55,10 +68,10 @@ class CNN(nn.Sequential):
             if place in (0, last):
                 layers.append(nn.MaxPool2d(2))
                 side //= 2
-            layers += [nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [BatchNorm(width), nn.ReLU()]
             before = width
-        layers += [nn.Flatten(), nn.Linear(before * side * side, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
-        super().__init__(*layers, nn.Dropout(dropout), nn.Linear(hidden, classes))
+        layers += [nn.Flatten(), nn.Linear(before * side * side, hidden, bias=False), BatchNorm(hidden), nn.ReLU()]
+        super().__init__(*layers, Dropout(dropout), nn.Linear(hidden, classes))
 
 
 class MLP(nn.Sequential):
@@ -68,7 +81,7 @@ class MLP(nn.Sequential):
         layers: list[nn.Module] = [nn.Flatten()]
         before = SIDE * SIDE
         for width in hidden:
-            layers += [nn.Linear(before, width), nn.ReLU(), nn.Dropout(dropout)]
+            layers += [nn.Linear(before, width), nn.ReLU(), Dropout(dropout)]
             before = width
         super().__init__(*layers, nn.Linear(before, classes))
 

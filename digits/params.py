@@ -1,5 +1,6 @@
 """params.yaml -> frozen, validated objects; the only reader of that file.
 
+A knob of training may have one value, or one for each recipe (`{quick: 2, default: 5, best: 30}`), of which `recipe` picks.
 Unknown keys, missing keys, wrong types, values out of range and values that contradict each other are refused
 together, before any work, each as `params.yaml: train.epochs: …`.
 """
@@ -12,10 +13,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from digits.command import UserError
-from digits.datasets import DATASETS, FOLDER
+from digits.datasets import DATASETS, FOLDER, SIDE
 from digits.files import flatten
 
 PATH = Path("params.yaml")
+
+RECIPES = ("quick", "default", "best")
+OF_RECIPES = ("model", "train", "augmentation")  # the sections that the train stage alone reads
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -41,6 +45,7 @@ class SplitParams(_Section):
 
 
 class CNNParams(_Section):
+    crop: Annotated[int, Field(ge=0, le=8)]
     channels: Annotated[list[Count], Field(min_length=2, max_length=6)]
     hidden: Count
     dropout: Share
@@ -86,6 +91,9 @@ class RuntimeParams(_Section):
     threads: Count
     batch_size: Count
     reproducibility: Literal["machine", "portable"]
+    precision: Literal["auto", "fp32", "bf16"]
+    compile: bool
+    processes: Count
     checkpoint: Amount
 
 
@@ -102,6 +110,7 @@ class ExportParams(_Section):
 class Params(_Section):
     """All of params.yaml, one attribute a section."""
 
+    recipe: Literal["quick", "default", "best"]
     seed: Seed
     data: DataParams
     split: SplitParams
@@ -126,8 +135,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load(path: Path = PATH) -> Params:
-    """Read params.yaml in the working directory, which DVC sets to the repository's root.
+def load(path: Path = PATH, recipe: str | None = None) -> Params:
+    """Read params.yaml in the working directory, which DVC sets to the repository's root; `recipe` overrides its own.
 
     Raises UserError with one line for each fault.
     """
@@ -139,8 +148,10 @@ def load(path: Path = PATH) -> Params:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold sections ({', '.join(Params.model_fields)}), holds {content!r}")
+    if recipe:
+        content["recipe"] = recipe
     try:
-        params = Params.model_validate(content)
+        params = Params.model_validate(choose(content))
     except ValidationError as error:
         faults = [_describe(fault) for fault in error.errors()]
     else:
@@ -148,6 +159,23 @@ def load(path: Path = PATH) -> Params:
         if not faults:
             return params
     raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
+
+
+def choose(content: dict[str, Any]) -> dict[str, Any]:
+    """Give the content of a params.yaml with one value for every knob: that of its `recipe`, where there are several.
+
+    A knob that has none for the recipe keeps them all, to be refused as a value.
+    """
+    recipe = content.get("recipe")
+
+    def chosen(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        if recipe in node and all(key in RECIPES for key in node):
+            return node[recipe]
+        return {key: chosen(value) for key, value in node.items()}
+
+    return {key: chosen(value) if key in OF_RECIPES else value for key, value in content.items()}
 
 
 def _describe(fault: Any) -> str:
@@ -164,6 +192,11 @@ def _describe(fault: Any) -> str:
         return (
             f"{place}: must be torchvision, pypi or a URL that begins with http:// or https://, not {fault['input']!r}"
         )
+    if isinstance(fault["input"], dict) and fault["input"] and fault["input"].keys() <= set(RECIPES):
+        if fault["loc"][0] not in OF_RECIPES:
+            return f"{place}: must have one value; only knobs of {', '.join(OF_RECIPES)} can have one for each recipe"
+        known = ", ".join(name for name in RECIPES if name in fault["input"])
+        return f"{place}: has values for {known} only; must have one for the recipe, or one for all"
     message = fault["msg"].replace("Input should be", "must be").replace("should have", "must have")
     return f"{place}: {message[0].lower()}{message[1:]}, not {fault['input']!r}"
 
@@ -186,4 +219,19 @@ def _contradictions(params: Params) -> list[str]:
             )
         if data.name != "mnist" and data.sources == ["pypi"]:
             faults.append(f"data.sources: pypi has mnist only, not {data.name}; add torchvision or a URL")
+    cnn, side = params.model.cnn, SIDE - 2 * params.model.cnn.crop
+    room = ((side - 4) // 2 - 2) // 2 + 1  # 5x5 and a pool, then 2 pixels a convolution, of which the last pool needs 2
+    if len(cnn.channels) > room:
+        faults.append(
+            f"model.cnn.channels: {len(cnn.channels)} convolutions leave nothing of {side} x {side} pixels; with "
+            f"model.cnn.crop {cnn.crop} there is room for {room}"
+        )
+    runtime = params.runtime
+    if runtime.reproducibility == "portable":
+        for key, value in {"precision": "bf16", "compile": True}.items():
+            if getattr(runtime, key) == value:
+                faults.append(
+                    f"runtime.{key}: must not be {str(value).lower()} where runtime.reproducibility is portable: its "
+                    "bits differ between processors"
+                )
     return faults

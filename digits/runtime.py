@@ -16,6 +16,7 @@ PORTABLE = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",  # convolutions
     "MKL_CBWR": "COMPATIBLE",  # matrix products: MKL's only branch that Intel's and other processors share
 }
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def prepare(device: str, threads: int, reproducibility: str) -> torch.device:
@@ -62,7 +63,26 @@ def _portable(device: str) -> str:
     return "cpu"
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def precision_of(choice: str, device: torch.device, reproducibility: str) -> torch.dtype:
+    """Give the type in which products are computed: "fp32", "bf16", or for "auto" the fastest that costs no accuracy.
+
+    That is bfloat16 where the device has it in hardware: processors with AVX-512 BF16 or AMX, GPUs since Ampere.
+    Emulated it is slower than float32, and portable bits cannot have it.
+    """
+    if choice != "auto":
+        return PRECISIONS[choice]
+    if device.type == "cuda":
+        return PRECISIONS["bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"]
+    able = torch.cpu.get_capabilities() if device.type == "cpu" and reproducibility == "machine" else {}
+    return PRECISIONS["bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"]
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Give a context in which networks compute their products in `precision`; it can be entered again and again."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
+
+
+def environment(device: torch.device, precision: torch.dtype) -> dict[str, str]:
     """Give what the last bits of a result depend on besides code, params and data."""
     packages = ("numpy", "matplotlib", "safetensors", "onnx", "onnxscript", "onnxruntime", "dvc", "mlflow")
     return {
@@ -71,7 +91,7 @@ def environment(device: torch.device) -> dict[str, str]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": str(torch.get_num_threads()),
-        "precision": "float32",
+        "precision": str(precision).removeprefix("torch."),
         "python": platform.python_version(),
         "torch": torch.__version__,  # with the build: that for a GPU may round otherwise
         **{name: metadata.version(name) for name in packages},

@@ -39,7 +39,7 @@ import psutil
 import torch
 from filelock import FileLock
 
-from digits import lineage, params, paths, registry, runtime
+from digits import distributed, lineage, params, paths, registry, runtime
 from digits.command import UserError, run
 from digits.files import digest, flatten, md5, read_json
 from digits.lineage import State
@@ -278,7 +278,9 @@ def _create(client: "MlflowClient", experiment: str, p: Params, device: torch.de
     from mlflow.entities import Param
 
     name, commit, patch = os.environ.get("DVC_EXP_NAME"), lineage.commit(), lineage.uncommitted()
-    code, environment = lineage.code(*lineage.stages()), runtime.environment(device)
+    precision = runtime.precision_of(p.runtime.precision, device, p.runtime.reproducibility)
+    code = lineage.code(*lineage.stages())
+    environment = {**runtime.environment(device, precision), "processes": str(distributed.size())}
     tags = {
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": "dvc",

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from digits import evaluation
+from digits import distributed, evaluation, runtime
 from digits.checkpoints import Checkpoint
 from digits.command import UserError
 from digits.data import Split, augment, batches, to_float
@@ -48,11 +48,13 @@ def fit(
     batch_size: int,
     device: torch.device,
     checkpoint: Checkpoint | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> Iterator[Epoch]:
     """Train `network` in place on `device`; after each epoch give its result, with the network as it then is.
 
     When the generator ends, the network holds the weights that `train.keep` asks for. `batch_size` is the number of
-    images at once where nothing is learned. Every draw but dropout's comes from a generator of its own.
+    images at once where nothing is learned. Every draw but dropout's comes from a generator of its own. With a
+    `precision` of bfloat16, products are computed in it; weights, their updates and sums stay float32.
     With a `checkpoint` the whole state is saved now and then, and a saved one is gone on from: the epochs that it has
     seen are given again, and everything after is as if there had been no break, bit for bit.
     Raises UserError if the loss is no longer finite.
@@ -63,13 +65,14 @@ def fit(
     order, distortion = generator(seed, "order"), generator(seed, "augmentation")
     torch.manual_seed(derive(seed, "dropout"))  # dropout can only draw from the global generator
     optimizer = _optimizer(network, train)
+    autocast = runtime.autocast(device, precision)
     per_epoch = len(batches(len(training), train.batch_size, torch.Generator()))
     steps = train.epochs * per_epoch
 
     epochs: list[Epoch] = []
     best, kept = -1.0, {}
     step = place = 0  # batches done: in all, and of the current epoch
-    state = checkpoint.load() if checkpoint else None
+    state = distributed.agree(checkpoint.load() if checkpoint else None)
     if state:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
@@ -80,10 +83,12 @@ def fit(
         order.set_state(state["order"])
         distortion.set_state(state["distortion"])
         restore_random_state(state["random"])
-        tqdm.write(f"going on after step {step} of {steps}, the last that was saved before a break")
+        if distributed.is_leader():
+            tqdm.write(f"going on after step {step} of {steps}, the last that was saved before a break")
         yield from epochs
 
-    with tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True) as bar:
+    silent = None if distributed.is_leader() else True
+    with tqdm(total=steps, initial=step, unit="step", disable=silent, dynamic_ncols=True) as bar:
         for epoch in range(len(epochs) + 1, train.epochs + 1):
             network.train()
             before_shuffle = order.get_state()
@@ -91,20 +96,23 @@ def fit(
                 learning_rate = train.learning_rate * _factor(step, steps, train.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate
-                indices = indices.to(device)
-                images = augment(
-                    to_float(training.images[indices]), **augmentation.model_dump(), generator=distortion
-                ).contiguous(memory_format=torch.channels_last)
+                part = distributed.begin_batch(len(indices))
+                draws = torch.rand(5, len(indices), generator=distortion)[:, part]
+                mine = indices[part].to(device)
+                images = augment(to_float(training.images[mine]), draws, **augmentation.model_dump())
+                with autocast:
+                    logits = network(images.contiguous(memory_format=torch.channels_last))
                 loss = functional.cross_entropy(
-                    network(images), training.labels[indices], label_smoothing=train.label_smoothing
+                    logits.float(), training.labels[mine], label_smoothing=train.label_smoothing, reduction="sum"
                 )
                 optimizer.zero_grad()
-                loss.backward()
+                (loss / len(indices)).backward()
+                distributed.sum_gradients(network)
                 optimizer.step()
                 step, place = step + 1, place + 1
                 bar.update()
                 if step % 50 == 0:  # reading the loss waits for the device
-                    bar.set_postfix_str(f"loss {loss.item():.3f}, validation {max(best, 0):.2%}")
+                    bar.set_postfix_str(f"loss {loss.item() / len(mine):.3f}, validation {max(best, 0):.2%}")
                 if checkpoint and checkpoint.due():
                     checkpoint.save(
                         {
@@ -120,8 +128,8 @@ def fit(
                         }
                     )
             place = 0
-            train_loss, train_accuracy = _measure(network, sample, batch_size, device)
-            validation_loss, validation_accuracy = _measure(network, validation, batch_size, device)
+            train_loss, train_accuracy = _measure(network, sample, batch_size, device, precision)
+            validation_loss, validation_accuracy = _measure(network, validation, batch_size, device, precision)
             if not math.isfinite(validation_loss):
                 raise UserError(
                     f"params.yaml: train.learning_rate: training diverged in epoch {epoch} (validation loss "
@@ -146,8 +154,10 @@ def fit(
         network.load_state_dict(kept)
 
 
-def _measure(network: nn.Module, split: Split, batch_size: int, device: torch.device) -> tuple[float, float]:
-    return evaluation.score(evaluation.predict(network, split, batch_size, device), split.labels)
+def _measure(
+    network: nn.Module, split: Split, batch_size: int, device: torch.device, precision: torch.dtype
+) -> tuple[float, float]:
+    return evaluation.score(evaluation.predict(network, split, batch_size, device, precision), split.labels)
 
 
 def _optimizer(network: nn.Module, train: TrainParams) -> torch.optim.Optimizer:

@@ -17,7 +17,7 @@ from digits.models import Description
 
 from .conftest import CLASSES, ROOT, bars
 
-KNOBS: dict[str, Any] = {"channels": [2, 3], "hidden": 5, "dropout": 0.5}
+KNOBS: dict[str, Any] = {"crop": 0, "channels": [2, 3], "hidden": 5, "dropout": 0.5}
 TRAINING = {"seed": 3, "train": {"epochs": 2, "keep": "best"}}
 DESCRIPTION = Description("cnn", list(CLASSES), KNOBS, TRAINING, {"data/train": "1a2b"}, "3c4d")
 EXPORT_ELSEWHERE = """

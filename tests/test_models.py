@@ -11,7 +11,7 @@ from digits import models
 from digits.command import UserError
 from digits.models import Description
 
-CNN = {"channels": [2, 3], "hidden": 5, "dropout": 0.5}
+CNN = {"crop": 1, "channels": [2, 3], "hidden": 5, "dropout": 0.5}
 MLP = {"hidden": [6], "dropout": 0.5}
 NETWORKS = [("cnn", CNN), ("mlp", MLP)]
 DESCRIPTION = Description(
@@ -38,7 +38,7 @@ def test_network_gives_one_logit_a_class_for_any_number_of_images(name: str, kno
 
 @pytest.mark.parametrize("depth", [2, 3, 4, 5, 6])
 def test_cnn_can_be_built_with_every_depth_that_params_allow(depth: int) -> None:
-    assert build(knobs=CNN | {"channels": [2] * depth})(images()).shape == (4, 3)
+    assert build(knobs=CNN | {"crop": 0, "channels": [2] * depth})(images()).shape == (4, 3)
 
 
 def test_mlp_without_hidden_layers_is_one_linear_map() -> None:

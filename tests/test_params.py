@@ -8,6 +8,7 @@ import yaml
 
 from digits import params
 from digits.command import UserError
+from digits.files import flatten
 from digits.params import Params
 
 from .conftest import ROOT, Change
@@ -22,11 +23,46 @@ def load_text(text: str | bytes, folder: Path) -> Params:
 
 
 def test_own_params_of_the_repository_are_valid_and_hold_every_key_of_the_file() -> None:
-    loaded = params.load(ROOT / "params.yaml")
-    assert loaded.model_dump(include={"seed", "train"}) == {
-        key: value for key, value in yaml.safe_load(TEXT).items() if key in ("seed", "train")
-    }
-    assert list(loaded.model_dump()) == list(yaml.safe_load(TEXT))
+    content = yaml.safe_load(TEXT)
+    for recipe in params.RECIPES:
+        loaded = params.load(ROOT / "params.yaml", recipe)
+        assert flatten(loaded.model_dump()) == flatten(params.choose(content | {"recipe": recipe}))
+        assert loaded.recipe == recipe
+    assert list(loaded.model_dump()) == list(content)
+
+
+THREE = {"quick": 1, "default": 2, "best": 3}
+
+
+@pytest.mark.parametrize("recipe", params.RECIPES)
+def test_recipe_picks_among_the_values_of_a_knob_and_others_are_for_all(change: Change, recipe: str) -> None:
+    loaded = change({"recipe": recipe, "train.epochs": THREE, "train.batch_size": 7})
+    assert (loaded.train.epochs, loaded.train.batch_size) == (THREE[recipe], 7)
+    assert loaded.flat()["train.epochs"] == THREE[recipe]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"recipe": "fast"}, "recipe: must be 'quick', 'default' or 'best', not 'fast'"),
+        (
+            {"recipe": "best", "train.epochs": {"quick": 1, "default": 2}},
+            "train.epochs: has values for quick, default only; must have one for the recipe, or one for all",
+        ),
+        ({"train.epochs": THREE | {"fast": 1}}, "train.epochs: must be a valid integer, not {"),
+        ({"train.epochs": THREE | {"default": "abc"}}, "train.epochs: must be a valid integer, not 'abc'"),
+        (
+            {"runtime.threads": THREE},
+            "runtime.threads: must have one value; only knobs of model, train, augmentation can have one for each ",
+        ),
+        ({"train.epochs": {}}, "train.epochs: must be a valid integer, not {}"),
+    ],
+)
+def test_recipe_that_a_knob_does_not_know_is_refused(change: Change, changes: dict[str, Any], fault: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        change({"recipe": "default"} | changes)
+    assert str(refusal.value).startswith(f"params.yaml: {fault}")
+    assert "\n" not in str(refusal.value)
 
 
 def test_every_knob_has_a_dotted_name(change: Change) -> None:
@@ -36,7 +72,9 @@ def test_every_knob_has_a_dotted_name(change: Change) -> None:
     assert not any(isinstance(value, dict) for value in flat.values())
 
 
-@pytest.mark.parametrize(("name", "own"), [("cnn", {"channels", "hidden", "dropout"}), ("mlp", {"hidden", "dropout"})])
+@pytest.mark.parametrize(
+    ("name", "own"), [("cnn", {"crop", "channels", "hidden", "dropout"}), ("mlp", {"hidden", "dropout"})]
+)
 def test_knobs_are_those_of_the_network_that_is_named(change: Change, name: str, own: set[str]) -> None:
     assert change({"model.name": name}).model.knobs().keys() == own
 
@@ -45,8 +83,8 @@ def test_knobs_are_those_of_the_network_that_is_named(change: Change, name: str,
     ("changes", "fault"),
     [
         ({"train.epoch": 3}, "train.epoch: unknown key; known there: epochs, batch_size, optimizer, learning_rate, "),
-        ({"model.cnn.filters": 3}, "model.cnn.filters: unknown key; known there: channels, hidden, dropout"),
-        ({"sed": 3}, "sed: unknown key; known there: seed, data, split, model, train, augmentation, runtime, "),
+        ({"model.cnn.filters": 3}, "model.cnn.filters: unknown key; known there: crop, channels, hidden, dropout"),
+        ({"sed": 3}, "sed: unknown key; known there: recipe, seed, data, split, model, train, augmentation, runtime, "),
         ({"train.epochs": ...}, "train.epochs: missing"),
         ({"train": ...}, "train: missing"),
         ({"train": None}, "train: must be a valid dictionary"),
@@ -87,6 +125,7 @@ def test_key_that_is_a_number_is_refused(tmp_path: Path) -> None:
         ("split.validation", [0, -5]),
         ("split.seed", [-1]),
         ("model.cnn.channels", [[8], [8] * 7]),
+        ("model.cnn.crop", [-1, 9]),
         ("model.cnn.hidden", [0]),
         ("model.cnn.dropout", [-0.1, 1.0]),
         ("model.mlp.hidden", [[0]]),
@@ -106,6 +145,9 @@ def test_key_that_is_a_number_is_refused(tmp_path: Path) -> None:
         ("augmentation.shear", [-0.1]),
         ("runtime.device", ["gpu"]),
         ("runtime.threads", [0]),
+        ("runtime.processes", [0]),
+        ("runtime.precision", ["fp16"]),
+        ("runtime.compile", ["auto", 1]),
         ("runtime.batch_size", [0]),
         ("evaluate.bins", [0]),
         ("evaluate.gallery", [0]),
@@ -130,6 +172,10 @@ def test_value_out_of_range_is_refused(change: Change, key: str, values: list[An
         {"model.mlp.hidden": []},
         {"data.name": "kmnist", "data.sources": ["pypi", "https://example.org/kmnist"]},
         {"data.name": "folder", "split.validation": 10**9},
+        {"model.cnn.crop": 2, "model.cnn.channels": [8] * 5},
+        {"model.cnn.crop": 0, "model.cnn.channels": [8] * 6},
+        {"model.cnn.crop": 8, "model.cnn.channels": [8] * 2},
+        {"runtime.reproducibility": "portable", "runtime.precision": "fp32"},
         {"data.name": "mnist", "split.validation": 59_000, "train.batch_size": 1000},
     ],
 )
@@ -147,6 +193,19 @@ def test_value_at_the_edge_of_what_is_allowed_is_taken(change: Change, changes: 
             "train.batch_size: must be at most the 1000 images that split.validation leaves, not 1001",
         ),
         ({"data.name": "kmnist", "data.sources": ["pypi"]}, "data.sources: pypi has mnist only, not kmnist"),
+        (
+            {"model.cnn.crop": 2, "model.cnn.channels": [8] * 6},
+            "model.cnn.channels: 6 convolutions leave nothing of 24 x 24 pixels; with model.cnn.crop 2 there is "
+            "room for 5",
+        ),
+        (
+            {"runtime.reproducibility": "portable", "runtime.precision": "bf16"},
+            "runtime.precision: must not be bf16 where runtime.reproducibility is portable",
+        ),
+        (
+            {"runtime.reproducibility": "portable", "runtime.compile": True},
+            "runtime.compile: must not be true where runtime.reproducibility is portable",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(change: Change, changes: dict[str, Any], fault: str) -> None:
@@ -185,7 +244,7 @@ def test_number_with_an_exponent_is_read_as_a_number(tmp_path: Path, text: str, 
         ("\a", "not valid YAML"),
         (b"\xff\xfe\x00\x01", ""),
         ("seed: 2024-13-01", ""),
-        ("", "must hold sections (seed, data, split, model, "),
+        ("", "must hold sections (recipe, seed, data, split, model, "),
         ("- 1\n- 2", "must hold sections"),
         ("just words", "must hold sections"),
     ],

@@ -15,7 +15,7 @@ from digits.training import Epoch
 from .conftest import CLASSES, Change, bars
 
 CPU = torch.device("cpu")
-KNOBS: dict[str, Any] = {"channels": [4, 4], "hidden": 8, "dropout": 0.2}
+KNOBS: dict[str, Any] = {"crop": 0, "channels": [4, 4], "hidden": 8, "dropout": 0.2}
 RECIPE = {
     "train.epochs": 3,
     "train.batch_size": 16,

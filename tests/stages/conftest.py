@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from digits import tracking
+from digits import params, tracking
 from digits.datasets import FILES
 from digits.files import flatten
 from digits.sources import format_idx
@@ -44,7 +44,7 @@ def write_images(folder: Path, train: int = 300, test: int = 50) -> None:
 def write_params(changes: dict[str, Any]) -> None:
     """Write the repository's params.yaml with `changes` by dotted key into the working directory."""
     content = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-    assert changes.keys() <= flatten(content).keys()
+    assert changes.keys() <= flatten(params.choose(content)).keys()
     for key, value in changes.items():
         *sections, name = key.split(".")
         node = content

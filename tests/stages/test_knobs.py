@@ -25,7 +25,7 @@ from digits.files import flatten
 from .conftest import REPOSITORY, SHORT, run_stage, write_params
 
 STAGES = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-KEYS = sorted(flatten(yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))))
+KEYS = sorted(flatten(params.choose(yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8")))))
 
 
 def declared(stage: str) -> set[str]:
@@ -141,6 +141,7 @@ MLP = {"model.name": "mlp"}
 DONE: dict[str, tuple[Path, Any]] = {}
 CHANGES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "seed": ("train", 1, {}),
+    "recipe": ("train", "best", {"train.epochs": {"default": 1, "best": 2}}),
     "data.name": ("download", "mnist", {"data.sources": ["http://127.0.0.1:9"]}),
     "data.folder": ("download", "nowhere", {}),
     "data.sources": ("download", ["http://127.0.0.1:9/other"], {"data.name": "mnist"}),
@@ -148,6 +149,7 @@ CHANGES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "split.validation": ("preprocess", 50, {}),
     "split.seed": ("preprocess", 1, {}),
     "model.name": ("train", "mlp", {}),
+    "model.cnn.crop": ("train", 1, {}),
     "model.cnn.channels": ("train", [4, 5], {}),
     "model.cnn.hidden": ("train", 9, {}),
     "model.cnn.dropout": ("train", 0.5, {}),
@@ -169,6 +171,7 @@ CHANGES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "runtime.device": ("train", "cuda", {"runtime.device": "cpu"}),
     "runtime.threads": ("train", 2, {}),
     "runtime.batch_size": ("evaluate", 7, {}),
+    "runtime.precision": ("train", "bf16", {"runtime.precision": "fp32"}),
     "runtime.reproducibility": ("train", "portable", {"runtime.device": "cuda"}),
     "runtime.checkpoint": ("train", 1e-9, {"runtime.checkpoint": 0.0}),
     "evaluate.bins": ("evaluate", 3, {}),

@@ -1,0 +1,201 @@
+"""The train stage under torchrun: real processes, real kills, and two hosts made of network namespaces."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from torch import Tensor
+
+from digits import models, paths
+from tests.stages.conftest import REPOSITORY, SHORT, run_stage, write_images, write_params
+
+RECIPE = {"train.epochs": 1, "train.learning_rate": 0.05, "train.keep": "best", "runtime.precision": "fp32"}
+LONG = RECIPE | {"train.epochs": 12, "runtime.checkpoint": 0.1}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a folder with splits of 840 training and 160 validation images, the working directory of this test."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DVC_ROOT", "DIGITS_TORCHRUN"):
+        monkeypatch.delenv(name, raising=False)
+    write_images(Path("data/own"), train=1000)
+    write_params(SHORT | {"split.validation": 160})
+    for stage in ("download", "preprocess"):
+        run_stage(stage)
+    return tmp_path
+
+
+def start(*prefix: str, **environment: str) -> subprocess.Popen[str]:
+    own = {"PYTHONPATH": str(REPOSITORY), "MLFLOW_TRACKING_URI": "off"}
+    return subprocess.Popen(
+        [*prefix, sys.executable, "-m", "stages.train"],
+        env=os.environ | own | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def train(changes: dict[str, Any], **environment: str) -> tuple[int, str, str]:
+    write_params(SHORT | RECIPE | changes)
+    process = start(**environment)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def weights() -> dict[str, Tensor]:
+    return {key: value.double() for key, value in models.load(paths.MODEL)[0].state_dict().items()}
+
+
+def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    return max(
+        float((value - second[key]).abs().max() / value.abs().max().clamp(min=1)) for key, value in first.items()
+    )
+
+
+@pytest.mark.usefixtures("project")
+def test_result_is_that_of_one_process_and_the_same_bits_for_as_many() -> None:
+    """To 1e-4 of the largest weight after an epoch of 27 steps, dropout and augmentation included."""
+    found, files = {}, {}
+    for count in (1, 2, 4):
+        assert train({"runtime.processes": count})[0] == 0
+        found[count], files[count] = weights(), paths.MODEL.read_bytes()
+    for count in (2, 4):
+        assert difference(found[1], found[count]) < 1e-4
+    assert train({"runtime.processes": 2})[0] == 0
+    assert paths.MODEL.read_bytes() == files[2]
+    assert train({})[0] == 0
+    assert difference(found[1], weights()) == 0
+    assert train({"seed": 1})[0] == 0
+    assert difference(found[1], weights()) > 0.1
+
+
+@pytest.mark.usefixtures("project")
+def test_in_bf16_as_well_a_number_of_processes_has_its_bits() -> None:
+    """One step, for each rounding to 8 bits is another start for the next."""
+    one = {"runtime.precision": "bf16", "train.batch_size": 840}
+    assert train(one)[0] == 0
+    alone = weights()
+    files = []
+    for _ in range(2):
+        assert train(one | {"runtime.processes": 2})[0] == 0
+        files.append(paths.MODEL.read_bytes())
+    assert files[0] == files[1]
+    assert 0 < difference(alone, weights()) < 0.01
+
+
+def until(condition: Callable[[], Any], what: str) -> None:
+    end = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.05)
+
+
+def saved() -> bool:
+    return bool(list(Path(".dvc/tmp/checkpoints").glob("*.pt")))
+
+
+@pytest.fixture
+def expected(project: Path) -> bytes:
+    """Give the model file of LONG with two processes that nothing disturbs."""
+    assert train(LONG | {"runtime.processes": 2})[0] == 0
+    content = paths.MODEL.read_bytes()
+    shutil.rmtree(project / "models")
+    return content
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_worker_is_replaced_and_the_run_goes_on_from_the_checkpoint(expected: bytes, victim: int) -> None:
+    write_params(SHORT | LONG | {"runtime.processes": 2})
+    with start() as process:
+        until(saved, "a checkpoint")
+        workers = psutil.Process(process.pid).children()
+        workers[victim].kill()
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "going on after step" in out
+    assert err.splitlines() == [f"process {1 - victim}: another process is gone; all start again"]
+    assert paths.MODEL.read_bytes() == expected
+    assert not saved()
+
+
+def test_workers_die_with_a_killed_launcher_and_the_next_start_goes_on(expected: bytes) -> None:
+    write_params(SHORT | LONG | {"runtime.processes": 2})
+    with start() as process:
+        until(saved, "a checkpoint")
+        workers = psutil.Process(process.pid).children()
+        process.kill()
+        process.communicate()
+    psutil.wait_procs(workers, timeout=30)
+    assert not any(worker.is_running() for worker in workers)
+    assert not paths.MODEL.exists()
+    code, out, _ = train(LONG | {"runtime.processes": 2})
+    assert code == 0
+    assert "going on after step" in out
+    assert paths.MODEL.read_bytes() == expected
+
+
+@pytest.mark.usefixtures("project")
+def test_mistakes_of_a_user_are_told_once_in_one_line() -> None:
+    code, _, err = train({"runtime.processes": 2, "train.learning_rate": 1e30})
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert err.startswith("params.yaml: train.learning_rate: training diverged in epoch 1")
+    code, _, err = train({}, DIGITS_TORCHRUN="--nonsense 3")
+    assert (code, err) == (1, "DIGITS_TORCHRUN: not arguments of torchrun: unrecognized arguments: --nonsense\n")
+    assert not paths.MODEL.exists()
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[str, str]]:
+    """Give two hosts, 10.77.0.1 and 10.77.0.2, with a cable between them."""
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("network namespaces need root and the ip command")
+    names = f"digits{os.getpid()}a", f"digits{os.getpid()}b"
+    for name in names:
+        ip("netns", "add", name)
+    try:
+        ip("-n", names[0], "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1])
+        for place, name in enumerate(names, 1):
+            ip("-n", name, "address", "add", f"10.77.0.{place}/24", "dev", "cable")
+            ip("-n", name, "link", "set", "cable", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    finally:
+        for name in names:
+            ip("netns", "delete", name)
+
+
+@pytest.mark.usefixtures("project")
+def test_two_hosts_train_together_and_when_one_is_cut_off_the_other_goes_on_alone(hosts: tuple[str, str]) -> None:
+    write_params(SHORT | LONG | {"train.epochs": 40})
+    meeting = "--rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29400 --rdzv-conf last_call_timeout=5"
+    common = f"--nnodes 1:2 --max-restarts 9 {meeting}"
+    processes = [
+        start(
+            "ip", "netns", "exec", name,
+            DIGITS_TORCHRUN=f"{common} --local-addr 10.77.0.{place}", GLOO_SOCKET_IFNAME="cable",
+        )
+        for place, name in enumerate(hosts, 1)
+    ]  # fmt: skip
+    try:
+        until(saved, "a checkpoint")
+        assert all(psutil.Process(process.pid).children() for process in processes)
+        ip("-n", hosts[1], "link", "set", "cable", "down")
+        out, err = processes[0].communicate(timeout=400)
+        assert processes[0].returncode == 0, err
+        assert "going on after step" in out
+        assert "another process is gone" in err
+        assert paths.MODEL.exists()
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

@@ -15,8 +15,8 @@ def predict(network: nn.Module, split: Split, batch_size: int, device: torch.dev
     """Give the logits of every image, in order: float32 [n, classes] on the CPU; the mode is left as it was."""
     was_training = network.training
     network.eval()
-    images = split.images.to(device)
-    logits = torch.cat([network(to_float(batch)).float() for batch in images.split(batch_size)])
+    # To the device batch by batch, whose memory need not hold all images.
+    logits = torch.cat([network(to_float(batch.to(device))).float() for batch in split.images.split(batch_size)])
     network.train(was_training)
     return logits.cpu()
 

@@ -20,10 +20,10 @@ from digits.runtime import generator
 
 
 def read(part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read images (uint8 [n, 1, 28, 28]) and labels (int64 [n]) of "train" or "test"."""
+    """Map images (uint8 [n, 1, 28, 28]) and read labels (int64 [n]) of "train" or "test"."""
     images = sources.read_idx(paths.RAW / FILES[part, "images"])
     labels = sources.read_idx(paths.RAW / FILES[part, "labels"])
-    return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).long()
+    return data.from_numpy(images).unsqueeze(1), data.from_numpy(labels).long()
 
 
 def main() -> None:
@@ -38,14 +38,14 @@ def main() -> None:
     known = DATASETS.get(p.data.name)
     classes = known.classes if known else tuple(map(str, range(int(labels.max()) + 1)))
     chosen, held_out = data.stratified(labels, p.split.validation, generator(p.split.seed, "split"))
-    splits = {
-        "train": data.Split(images[chosen], labels[chosen], classes),
-        "validation": data.Split(images[held_out], labels[held_out], classes),
-        "test": data.Split(test_images, test_labels, classes),
-    }
-    for name, path in (("train", paths.TRAIN), ("validation", paths.VALIDATION), ("test", paths.TEST)):
-        data.save(splits[name], path)
+    everything = data.Split(images, labels, classes)
+    data.save(everything, paths.TRAIN, chosen)
+    data.save(everything, paths.VALIDATION, held_out)
+    data.save(data.Split(test_images, test_labels, classes), paths.TEST)
 
+    # What was written, mapped: the splits may be larger than the memory.
+    files = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
+    splits = {name: data.load(path) for name, path in files.items()}
     mean, std = data.pixel_statistics(splits["train"].images)
     counts = {name: {"count": len(split)} for name, split in splits.items()}
     write_json(paths.DATASET_METRICS, {**counts, "pixel_mean": mean, "pixel_std": std})

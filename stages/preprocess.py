@@ -26,9 +26,8 @@ def read(part: str) -> tuple[torch.Tensor, torch.Tensor]:
     return data.from_numpy(images).unsqueeze(1), data.from_numpy(labels).long()
 
 
-def main() -> None:
-    p = params.load()
-    lineage.inputs("preprocess")
+def divide(p: params.Params) -> None:
+    """Write the three splits. Raises UserError if there are too few training images."""
     (images, labels), (test_images, test_labels) = read("train"), read("test")
     if p.split.validation > len(labels) - 2:
         raise UserError(
@@ -43,7 +42,11 @@ def main() -> None:
     data.save(everything, paths.VALIDATION, held_out)
     data.save(data.Split(test_images, test_labels, classes), paths.TEST)
 
-    # What was written, mapped: the splits may be larger than the memory.
+
+def main() -> None:
+    p = params.load()
+    lineage.inputs("preprocess")
+    divide(p)
     files = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
     splits = {name: data.load(path) for name, path in files.items()}
     mean, std = data.pixel_statistics(splits["train"].images)

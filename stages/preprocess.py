@@ -48,7 +48,7 @@ def main() -> None:
     lineage.inputs("preprocess")
     divide(p)
     files = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
-    splits = {name: data.load(path) for name, path in files.items()}
+    splits = {name: data.load(path, in_order=True) for name, path in files.items()}
     mean, std = data.pixel_statistics(splits["train"].images)
     counts = {name: {"count": len(split)} for name, split in splits.items()}
     write_json(paths.DATASET_METRICS, {**counts, "pixel_mean": mean, "pixel_std": std})

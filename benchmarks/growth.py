@@ -3,8 +3,8 @@
     python -m benchmarks.growth [--factors 1 10 50] [--limited 50] [--quick]
 
 Run it after `dvc repro`, on a machine that does nothing else. It takes about 12 minutes, and 10 GB for temporary files,
-which must be on a disk (TMPDIR names another folder than /tmp, if that is in memory). Made for each factor: IDX files of
-MNIST's images and then affine distortions of them, training and test set alike. Then download from that folder,
+which must be on a disk (TMPDIR names another folder than /tmp, if that is in memory). Made for each factor: IDX files
+of MNIST's images and then affine distortions of them, training and test set alike. Then download from that folder,
 preprocess, train (one epoch of a small network) and evaluate run as processes of their own in a temporary copy of the
 code, without DVC and MLflow. Twenty times a second, the memory of each process is read from /proc (Linux only):
 anonymous memory, which it needs, and pages of mapped files, which the system may take back at any time.

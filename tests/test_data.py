@@ -45,9 +45,10 @@ def test_split_is_sliced_with_images_and_labels_together(split: Split) -> None:
     assert part.to(torch.device("cpu")).classes == split.classes
 
 
-def test_saved_split_comes_back_unchanged(split: Split, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_order", [True, False])
+def test_saved_split_comes_back_unchanged(split: Split, tmp_path: Path, *, in_order: bool) -> None:
     data.save(split, tmp_path / "split.safetensors")
-    loaded = data.load(tmp_path / "split.safetensors")
+    loaded = data.load(tmp_path / "split.safetensors", in_order=in_order)
     assert torch.equal(loaded.images, split.images)
     assert torch.equal(loaded.labels, split.labels)
     assert (loaded.images.dtype, loaded.labels.dtype) == (torch.uint8, torch.int64)

@@ -205,7 +205,7 @@ def report(found: dict[int, dict[str, Usage]], counts: dict[int, int], extra: li
             each = (last.anonymous - first.anonymous) / (counts[factors[-1]] - counts[factors[0]])
             constant = first.anonymous - each * counts[factors[0]]
             growth = f", time per further image {slopes[-1] / slopes[-2]:.2f} of the one before" if slopes[1:] else ""
-            facts.append(f"- {stage}: anonymous memory {constant / 1e6:,.0f} MB {each:+.0f} bytes an image{growth}")
+            facts.append(f"- {stage}: anonymous memory {constant / 1e6:,.0f} MB {round(each):+} bytes an image{growth}")
     return "\n".join([*lines, *extra, "", *facts, ""])
 
 

@@ -18,8 +18,15 @@ def predict(
     """Give the logits of every image, in order: float32 [n, classes] on the CPU; the mode is left as it was."""
     was_training = network.training
     network.eval()
-    with runtime.autocast(device, precision):
-        logits = torch.cat([network(to_float(batch.to(device))).float() for batch in split.images.split(batch_size)])
+    logits = torch.empty(0)
+    for place in range(0, len(split), batch_size):
+        # To the device batch by batch, whose memory need not hold all images.
+        images = to_float(split.images[place : place + batch_size].to(device))
+        with runtime.autocast(device, precision):
+            found = network(images)
+        if not place:  # in one piece: small ones between the batches break up the heap, which took 3 kB an image
+            logits = torch.empty(len(split), found.shape[1], device=device)
+        logits[place : place + batch_size] = found
     network.train(was_training)
     return logits.cpu()
 

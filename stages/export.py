@@ -17,7 +17,7 @@ def main() -> None:
     # On the CPU, where everyone can run what is exported.
     device = runtime.prepare("cpu", p.runtime.threads, p.runtime.reproducibility)
     network, description = models.load(paths.MODEL)
-    test, batch_size = data.load(paths.TEST), p.runtime.batch_size
+    test, batch_size = data.load(paths.TEST, in_order=True), p.runtime.batch_size
 
     expected = evaluation.predict(network, test, batch_size, device)
     exporting.write_onnx(network, paths.ONNX, p.export.opset, description)

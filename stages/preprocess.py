@@ -20,15 +20,14 @@ from digits.runtime import generator
 
 
 def read(part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read images (uint8 [n, 1, 28, 28]) and labels (int64 [n]) of "train" or "test"."""
+    """Map images (uint8 [n, 1, 28, 28]) and read labels (int64 [n]) of "train" or "test"."""
     images = sources.read_idx(paths.RAW / FILES[part, "images"])
     labels = sources.read_idx(paths.RAW / FILES[part, "labels"])
-    return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).long()
+    return data.from_numpy(images).unsqueeze(1), data.from_numpy(labels).long()
 
 
-def main() -> None:
-    p = params.load()
-    lineage.inputs("preprocess")
+def divide(p: params.Params) -> None:
+    """Write the three splits. Raises UserError if there are too few training images."""
     (images, labels), (test_images, test_labels) = read("train"), read("test")
     if p.split.validation > len(labels) - 2:
         raise UserError(
@@ -38,14 +37,18 @@ def main() -> None:
     known = DATASETS.get(p.data.name)
     classes = known.classes if known else tuple(map(str, range(int(labels.max()) + 1)))
     chosen, held_out = data.stratified(labels, p.split.validation, generator(p.split.seed, "split"))
-    splits = {
-        "train": data.Split(images[chosen], labels[chosen], classes),
-        "validation": data.Split(images[held_out], labels[held_out], classes),
-        "test": data.Split(test_images, test_labels, classes),
-    }
-    for name, path in (("train", paths.TRAIN), ("validation", paths.VALIDATION), ("test", paths.TEST)):
-        data.save(splits[name], path)
+    everything = data.Split(images, labels, classes)
+    data.save(everything, paths.TRAIN, chosen)
+    data.save(everything, paths.VALIDATION, held_out)
+    data.save(data.Split(test_images, test_labels, classes), paths.TEST)
 
+
+def main() -> None:
+    p = params.load()
+    lineage.inputs("preprocess")
+    divide(p)
+    files = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
+    splits = {name: data.load(path, in_order=True) for name, path in files.items()}
     mean, std = data.pixel_statistics(splits["train"].images)
     counts = {name: {"count": len(split)} for name, split in splits.items()}
     write_json(paths.DATASET_METRICS, {**counts, "pixel_mean": mean, "pixel_std": std})

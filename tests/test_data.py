@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -5,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -43,9 +45,10 @@ def test_split_is_sliced_with_images_and_labels_together(split: Split) -> None:
     assert part.to(torch.device("cpu")).classes == split.classes
 
 
-def test_saved_split_comes_back_unchanged(split: Split, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_order", [True, False])
+def test_saved_split_comes_back_unchanged(split: Split, tmp_path: Path, *, in_order: bool) -> None:
     data.save(split, tmp_path / "split.safetensors")
-    loaded = data.load(tmp_path / "split.safetensors")
+    loaded = data.load(tmp_path / "split.safetensors", in_order=in_order)
     assert torch.equal(loaded.images, split.images)
     assert torch.equal(loaded.labels, split.labels)
     assert (loaded.images.dtype, loaded.labels.dtype) == (torch.uint8, torch.int64)
@@ -60,6 +63,42 @@ def test_equal_splits_are_equal_bytes_in_every_process(split: Split, tmp_path: P
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": "1"}, check=True)
     assert (tmp_path / "here").read_bytes() == (tmp_path / "there").read_bytes()
+
+
+@pytest.fixture(params=[4096, 7])
+def _block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go through 96 images in one block, and in many, the last of which is smaller."""
+    monkeypatch.setattr(data, "BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("_block")
+@pytest.mark.parametrize("classes", [("left", "middle", "right"), ("0", "日本", '"')])
+def test_saved_split_is_byte_for_byte_what_safetensors_writes(
+    split: Split, tmp_path: Path, classes: tuple[str, ...]
+) -> None:
+    data.save(Split(split.images, split.labels, classes), tmp_path / "split")
+    tensors = {"images": split.images, "labels": split.labels.to(torch.uint8)}
+    assert (tmp_path / "split").read_bytes() == safetensors.torch.save(tensors, {"classes": json.dumps(classes)})
+    with safetensors.safe_open(tmp_path / "split", "pt") as file:
+        assert torch.equal(file.get_tensor("images"), split.images)
+
+
+@pytest.mark.usefixtures("_block")
+def test_images_are_picked_while_they_are_saved(split: Split, tmp_path: Path) -> None:
+    indices = torch.arange(1, 96, 3)
+    data.save(split, tmp_path / "picked", indices)
+    data.save(split[indices], tmp_path / "whole")
+    assert (tmp_path / "picked").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert torch.equal(data.load(tmp_path / "picked").labels, split.labels[indices])
+
+
+@pytest.mark.filterwarnings("error")
+def test_read_only_array_becomes_a_tensor_of_the_same_memory_without_a_warning() -> None:
+    array = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    array.flags.writeable = False
+    tensor = data.from_numpy(array)
+    assert tensor.tolist() == array.tolist()
+    assert tensor.data_ptr() == array.ctypes.data
 
 
 @pytest.mark.parametrize("count", [0, 1, 10, 53, 106, 107])
@@ -88,6 +127,7 @@ def test_stratified_split_follows_its_seed() -> None:
     assert not torch.equal(first, other)
 
 
+@pytest.mark.usefixtures("_block")
 def test_pixel_statistics_are_those_of_all_pixels_in_double_precision(split: Split) -> None:
     pixels = split.images.numpy().astype(np.float64) / 255
     assert data.pixel_statistics(split.images) == pytest.approx((pixels.mean(), pixels.std()), rel=1e-12)

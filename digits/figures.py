@@ -38,6 +38,10 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
         matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
+        layout = figure.get_layout_engine()
+        assert layout
+        layout.execute(figure)
+        figure.set_layout_engine("none")  # else savefig draws everything twice: once for the layout
         with atomic(path) as partial:
             figure.savefig(partial, dpi=100, metadata={"Software": None})
 

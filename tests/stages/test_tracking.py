@@ -1,6 +1,7 @@
 """The tracker beside the stages: what it does when a stage stops, when MLflow is not to be had, and where it writes."""
 
 import contextlib
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -244,6 +245,21 @@ def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
     assert [process.returncode for process in both] == [0, 0], told
     assert told[0][0] == told[1][0]
     assert (tmp_path / "mlflow.db").exists()
+
+
+def layout(database: Path) -> set[tuple[str, ...]]:
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        return {*opened.execute("SELECT type, name, sql FROM sqlite_master"), *opened.execute("PRAGMA journal_mode")}
+
+
+@pytest.mark.usefixtures("client")
+def test_database_is_that_of_mlflow_and_replaces_what_a_killed_process_left(tmp_path: Path, database: str) -> None:
+    tracking._connect()
+    partial = tmp_path / ".partial.mlflow.db"
+    partial.write_text("half a database")
+    tracking._make(tmp_path / "mlflow.db")
+    assert layout(tmp_path / "mlflow.db") == layout(Path(database.removeprefix("sqlite:///")))
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith((".partial", "mlflow.db-"))]
 
 
 @pytest.mark.usefixtures("client")

@@ -1,0 +1,179 @@
+"""What surrounds the training: seconds, CPU seconds and memory of each stage, the training itself taken out.
+
+    python -m benchmarks.stages [--rounds 4] [--quick]
+
+Run it on a machine that does nothing else. In a temporary repository made of the working tree, with one epoch of
+training, every stage is run by `dvc repro --force --single-item` in each round: the first round begins with nothing and
+makes MLflow's database, the later ones find both. Then all of them are run by one `dvc repro --force`, again without
+and with the database, and at last DVC is called with nothing to do. The seconds in `digits.training.fit` are measured
+in the process of the stage and subtracted. `--quick` makes two rounds and leaves out the run of all stages at once.
+Rewrites benchmarks/stages.md.
+"""
+
+import argparse
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter
+
+from tqdm import tqdm
+
+from digits import lineage
+from digits.command import UserError, run
+from digits.files import read_json, write_text
+
+REPORT = Path("benchmarks/stages.md")
+FIT = Path("fit.json")  # what TIMED_FIT writes
+TIMED_FIT = f"""
+
+_fit = fit
+
+
+def fit(*arguments, **named):
+    import json, time
+
+    spent, epochs = [0.0, 0.0], _fit(*arguments, **named)
+    while True:
+        before = time.perf_counter(), time.process_time()
+        epoch = next(epochs, None)
+        spent = [spent[0] + time.perf_counter() - before[0], spent[1] + time.process_time() - before[1]]
+        if epoch is None:
+            break
+        yield epoch
+    with open("{FIT}", "w") as file:
+        json.dump(spent, file)
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command took, its children included, without the training: seconds, CPU seconds, peak memory in MB."""
+
+    wall: float
+    cpu: float
+    memory: float
+
+
+def repository(root: Path) -> None:
+    """Make a repository of the files that git tracks or would track, with one epoch of training that is timed."""
+    listed = lineage.git("ls-files", "-z", "--cached", "--others", "--exclude-standard") or b""
+    for name in filter(None, listed.decode().split("\0")):
+        if Path(name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(name, root / name)
+    params, training = root / "params.yaml", root / "digits/training.py"
+    text = params.read_text(encoding="utf-8")
+    if "epochs: 5 " not in text:
+        raise UserError("params.yaml: train.epochs: must be 5 here, as the benchmark makes 1 of it")
+    params.write_text(text.replace("epochs: 5 ", "epochs: 1 "), encoding="utf-8")
+    training.write_text(training.read_text(encoding="utf-8") + TIMED_FIT, encoding="utf-8")
+    identity = ("-c", "user.name=benchmark", "-c", "user.email=benchmark@example.com")
+    for command in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "--message=start"]):
+        subprocess.run(["git", *command], cwd=root, check=True)
+
+
+def measure(root: Path, *command: str) -> Cost:
+    """Run a command in `root` and give what it took. Raises UserError if it fails."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
+    environment = inherited | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    (root / FIT).unlink(missing_ok=True)
+    with tempfile.TemporaryFile() as said:
+        start = perf_counter()
+        process = subprocess.Popen(command, cwd=root, env=environment, stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise UserError(f"{' '.join(command)} failed: {said.read().decode()[-2000:]}")
+    fit = read_json(root / FIT) if (root / FIT).exists() else [0.0, 0.0]
+    return Cost(wall - fit[0], cpu(usage) - fit[1], usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def cpu(usage: resource.struct_rusage) -> float:
+    return usage.ru_utime + usage.ru_stime
+
+
+def forget_runs(root: Path) -> None:
+    (root / "mlflow.db").unlink(missing_ok=True)
+    shutil.rmtree(root / "mlartifacts", ignore_errors=True)
+
+
+def spread(values: list[float]) -> str:
+    """Give "median (least to largest)" of seconds."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def row(name: str, first: Cost | None, later: list[Cost]) -> str:
+    """Give a row of the table: `first` is the run that makes the database, `later` are those that find it."""
+    every = [*later, *([first] if first else [])]
+    return (
+        f"| {name} | {f'{first.wall:.2f}' if first else '–'} | {spread([cost.wall for cost in later])} | "
+        f"{statistics.median(cost.cpu for cost in later):.2f} | {max(cost.memory for cost in every):.0f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description="What surrounds the training.")
+    parser.add_argument("--rounds", type=int, default=4, help="how often each is timed, from 2 (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="two rounds, and not all stages at once")
+    arguments = parser.parse_args()
+    rounds, names = 2 if arguments.quick else max(2, arguments.rounds), list(lineage.stages())
+    taken: dict[str, list[Cost]] = {name: [] for name in names}
+    whole: list[Cost] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tqdm(total=rounds * len(names) + (0 if arguments.quick else 2), unit="run", disable=None) as bar,
+    ):
+        root = Path(folder)
+        repository(root)
+        for _ in range(rounds):
+            for name in names:
+                taken[name].append(measure(root, "dvc", "repro", "--force", "--single-item", name))
+                bar.update()
+        if not arguments.quick:
+            forget_runs(root)
+            for _ in range(2):
+                whole.append(measure(root, "dvc", "repro", "--force"))
+                bar.update()
+        idle = [measure(root, "dvc", "repro") for _ in range(5)]
+    sums = [
+        Cost(sum(one.wall for one in costs), sum(one.cpu for one in costs), max(one.memory for one in costs))
+        for costs in zip(*taken.values(), strict=True)
+    ]
+    lines = [row(name, costs[0], costs[1:]) for name, costs in taken.items()]
+    lines.append(row("sum of the five", sums[0], sums[1:]))
+    if whole:
+        lines.append(row("**all by one `dvc repro`**", whole[0], whole[1:]))
+    lines.append(row("`dvc repro` with nothing to do", None, idle))
+    import torch  # not before: a process begins with the peak memory of the one that started it
+
+    from digits import runtime
+
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "dvc", "mlflow", "matplotlib"))
+    table = "\n".join(
+        [
+            f"{runtime.environment(torch.device('cpu'))['processor']}, {os.cpu_count()} cores, Python",
+            f"{platform.python_version()}, {versions}; {rounds} rounds (`python -m benchmarks.stages"
+            f"{' --quick' if arguments.quick else ''}`).",
+            "Seconds without those in `digits.training.fit`; each of the five pays DVC's own start.",
+            "",
+            "| stage | seconds, MLflow's database made | seconds, database there: median (range) | CPU seconds | MB |",
+            "|---|---|---|---|---|",
+            *lines,
+        ]
+    )
+    write_text(REPORT, table + "\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -126,18 +126,17 @@ def spread(trainings: Sequence[Training], target: float) -> str:
 def compare(theirs: Sequence[Training], ours: Sequence[Training], target: float) -> str:
     """Say how many times as long they took as we did: the median over the seeds that both have, or nothing.
 
-    Where most of theirs have not got there, the seconds that they were given make it a lower bound.
+    Where most of theirs have not got there, the seconds that they were given make it a lower bound, if one above 1.
     """
     bases = {one.seed: one.time_to(target) for one in ours}
     theirs = [one for one in theirs if one.seed in bases]
     if not theirs or any(bases[one.seed] == NEVER for one in theirs):
         return ""
     ratio = median(one.time_to(target) / bases[one.seed] for one in theirs)
-    bound = ""
-    if ratio == NEVER:
-        bound = "over "
-        ratio = median(min(one.time_to(target), one.seconds) / bases[one.seed] for one in theirs)
-    return f", {bound}{ratio:.1f} x {ours[0].contestant}"
+    if ratio < NEVER:
+        return f", {ratio:.1f} x {ours[0].contestant}"
+    bound = median(min(one.time_to(target), one.seconds) / bases[one.seed] for one in theirs)
+    return f", over {bound:.1f} x {ours[0].contestant}" if bound > 1 else ""
 
 
 def final(trainings: dict[str, list[Training]]) -> str:

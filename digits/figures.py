@@ -13,7 +13,7 @@ import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
 from digits.data import Split
@@ -204,7 +204,8 @@ def error_over_seconds(
             yscale="log",
         )
         axes.set_ylim(top=0.3)
+        axes.set_yticks([0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.003])
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.2g} %"))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
-        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            set_formatter(FuncFormatter(lambda share, _: f"{100 * share:.2g} %"))
         axes.legend(loc="lower left")

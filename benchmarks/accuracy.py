@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from benchmarks import peers, recipes
 from benchmarks.probe import Point, Probe
-from digits import data, evaluation, figures, models, params, paths, runtime
+from digits import data, evaluation, figures, models, params, runtime
 from digits.command import UserError, run
 from digits.data import Split
 from digits.files import write_text
@@ -210,7 +210,7 @@ def main() -> None:
     device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
     if p.data.name != "mnist":
         raise UserError(f"params.yaml: data.name: {p.data.name}: this benchmark is about mnist")
-    learned, held_out, test = (data.load(place) for place in (paths.TRAIN, paths.VALIDATION, paths.TEST))
+    learned, held_out, test = recipes.splits()
     setting = Setting(learned, held_out, test, p.runtime.batch_size, device)
     short = Setting(learned[:1024], held_out[:250], test[:250], p.runtime.batch_size, device)
 

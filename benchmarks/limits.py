@@ -176,10 +176,14 @@ class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]  # 
 
 
 def quantize(source: Path, target: Path, images: Tensor, batch_size: int) -> None:
-    """Write the ONNX model `source` with int8 weights and uint8 values in between, calibrated on `images`."""
+    """Write the ONNX model `source` with weights and the values in between in 8 bits, calibrated on `images`."""
     prepared = target.with_suffix(".prepared.onnx")
     quant_pre_process(source, prepared)
-    quantization.quantize_static(prepared, target, Calibration(images, batch_size), per_channel=True)
+    # Batch norm stays as it is: its weights have no channels to be quantized by.
+    kinds = ["Conv", "Gemm", "MatMul", "MaxPool", "Relu"]
+    quantization.quantize_static(
+        prepared, target, Calibration(images, batch_size), per_channel=True, op_types_to_quantize=kinds
+    )
 
 
 def onnx_model(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
@@ -269,7 +273,7 @@ def main() -> None:
 
     p = params.load()
     device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
-    learned, held_out, test = (data.load(place) for place in (paths.TRAIN, paths.VALIDATION, paths.TEST))
+    learned, held_out, test = recipes.splits()
     pairs = list(itertools.product(options.recipes, recipes.precisions(device)))
     rows = []
     with tqdm(pairs, unit="recipe", disable=None, dynamic_ncols=True) as bar:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from digits import models, params, paths, runtime, training
+from digits import data, models, params, paths, runtime, training
+from digits.command import UserError
 from digits.data import Split
 from digits.files import read_json
 from digits.params import Params
@@ -31,6 +32,14 @@ def load(recipe: str) -> Params:
             "train": p.train.model_copy(update={"epochs": epochs}),
         }
     )
+
+
+def splits() -> tuple[Split, Split, Split]:
+    """Give the training, validation and test split. Raises UserError if they have not been made."""
+    try:
+        return data.load(paths.TRAIN), data.load(paths.VALIDATION), data.load(paths.TEST)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename or error}: not there yet; `dvc repro` makes it") from None
 
 
 def precisions(device: torch.device) -> list[str]:

@@ -9,6 +9,7 @@ from benchmarks import accuracy, limits, peers, recipes
 from benchmarks.accuracy import NEVER, Training
 from benchmarks.probe import Point, Probe
 from digits import data, evaluation, models
+from digits.command import UserError
 from digits.data import Split
 from digits.params import Params
 from tests.conftest import ROOT, bars
@@ -158,3 +159,9 @@ def test_an_unaugmented_recipe_draws_no_maps(recipe: Params) -> None:
     images = data.to_float(bars(4).images)
     amounts = recipes.unaugmented(recipe).augmentation.model_dump()
     assert data.augment(images, **amounts, generator=torch.Generator()) is images
+
+
+def test_missing_splits_are_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"data/splits/train.safetensors.*`dvc repro` makes it"):
+        recipes.splits()

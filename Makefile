@@ -12,7 +12,7 @@ MLFLOW_SERVER := MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTIO
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint ui server lock clean
+.PHONY: help setup repro test lint bench ui server lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -41,6 +41,15 @@ lint: .venv/complete ## Check style and types only
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+bench: quick := $(if $(QUICK),--quick)
+bench: repro ## Measure accuracy, speed and cost again: under an hour on two quiet cores, or make bench QUICK=1
+	.venv/bin/python -m benchmarks.accuracy $(quick)
+	.venv/bin/python -m benchmarks.limits $(quick)
+	.venv/bin/python -m benchmarks.stages $(quick)
+	.venv/bin/python -m benchmarks.growth $(quick)
+	.venv/bin/python -m benchmarks.checkpointing $(quick)
+	.venv/bin/python -m benchmarks.portable --processors $(quick)
 
 ui: .venv/complete ## Browse the runs at http://127.0.0.1:5000 (make ui PORT=5001 for another port)
 	$(MLFLOW_SERVER) --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)

@@ -1,6 +1,6 @@
 """What checkpoints cost: the default training with them and without, in turns.
 
-    python -m benchmarks.checkpointing [--rounds 5]
+    python -m benchmarks.checkpointing [--rounds 5] [--quick]
 
 Run it after `dvc repro`, on a machine that does nothing else. Each round trains one epoch with `runtime.checkpoint` as
 in params.yaml, one without, and one with a checkpoint after every step, in changing order; the table gives the median
@@ -51,7 +51,9 @@ def seconds(p: params.Params, interval: float, train: data.Split, validation: da
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpointing", description="What checkpoints cost.")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is timed (default: %(default)s)")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--quick", action="store_true", help="one round")
+    options = parser.parse_args()
+    rounds = 1 if options.quick else options.rounds
     p = params.load()
     train, validation = data.load(paths.TRAIN), data.load(paths.VALIDATION)
     intervals = {"none": 0.0, f"every {p.runtime.checkpoint:g} s": p.runtime.checkpoint, "every step": 1e-9}

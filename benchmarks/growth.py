@@ -75,7 +75,8 @@ def enlarge(folder: Path, factor: int) -> int:
             for copy in range(factor):
                 for block in blocks:
                     if copy:
-                        moved = data.augment(data.to_float(block), 10.0, 0.1, 2.0, 0.1, generator)
+                        draws = torch.rand(5, len(block), generator=generator)
+                        moved = data.augment(data.to_float(block), draws, 10.0, 0.1, 2.0, 0.1)
                         block = moved.mul_(255).round_().to(torch.uint8)
                     file.write(block.numpy().data)
                     bar.update(len(block))
@@ -176,7 +177,7 @@ def row(name: str, stage: str, size: int, usage: Usage, further: tuple[str, str]
 def report(found: dict[int, dict[str, Usage]], counts: dict[int, int], extra: list[str]) -> str:
     """Give benchmarks/growth.md: `found` by factor and stage, `counts` of images by factor, in rising order."""
     factors = list(found)
-    environment = runtime.environment(torch.device("cpu"))
+    environment = runtime.environment(torch.device("cpu"), torch.float32)
     memory = psutil.virtual_memory().total
     lines = [
         f"The real stages on data up to {factors[-1]} times as large as MNIST, on {environment['processor']}, "

@@ -161,7 +161,7 @@ def main() -> None:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "dvc", "mlflow", "matplotlib"))
     table = "\n".join(
         [
-            f"{runtime.environment(torch.device('cpu'))['processor']}, {os.cpu_count()} cores, Python",
+            f"{runtime.environment(torch.device('cpu'), torch.float32)['processor']}, {os.cpu_count()} cores, Python",
             f"{platform.python_version()}, {versions}; {rounds} rounds (`python -m benchmarks.stages"
             f"{' --quick' if arguments.quick else ''}`).",
             "Seconds without those in `digits.training.fit`; each of the five pays DVC's own start.",

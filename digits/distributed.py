@@ -62,14 +62,15 @@ def launch(processes: int, module: str) -> None:
         try:
             parsed = run.parse_args([*defaults, *arguments, "--module", module])
         except SystemExit:
-            raise UserError(f"{ARGUMENTS}: not arguments of torchrun:{said.getvalue().rpartition('error:')[2]}".rstrip())
+            fault = said.getvalue().rpartition("error: ")[2].strip()
+            raise UserError(f"{ARGUMENTS}: not arguments of torchrun: {fault}") from None
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its reports would bury ours
     # A meeting point for each start: in one that outlives it, the new processes find the addresses of the dead.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # or torchrun says that it does so; params.yaml has the last word
     with tempfile.TemporaryDirectory() as folder:
-        fault = Path(folder, "fault")
-        os.environ[FAULT] = str(fault)
+        told = Path(folder, "fault")
+        os.environ[FAULT] = str(told)
         try:
             run.run(parsed)
         except ChildFailedError as error:
@@ -78,8 +79,8 @@ def launch(processes: int, module: str) -> None:
                 f"process {rank} ended with code {failure.exitcode}, after {parsed.max_restarts} new starts of all; "
                 "what it said stands above. Started again, the training goes on from its last checkpoint"
             ) from None
-        if fault.exists():
-            raise UserError(fault.read_text(encoding="utf-8"))
+        if told.exists():
+            raise UserError(told.read_text(encoding="utf-8"))
     raise SystemExit(0)
 
 

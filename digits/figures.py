@@ -6,13 +6,14 @@ Figures are drawn without a display and saved without date or version, so that e
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
 from digits.data import Split
@@ -172,3 +173,44 @@ def reliability(counts: Tensor, confidence: Tensor, accuracy: Tensor, error: flo
         upper.legend()
         lower.bar(middles, counts.tolist(), 0.9 / bins, color=GREY)
         lower.set(xlabel="confidence", ylabel="images", yscale="log", xlim=(0, 1), ylim=(0.5, None))
+
+
+def error_over_seconds(
+    curves: dict[str, list[list[tuple[float, float]]]], targets: Sequence[float], path: Path
+) -> None:
+    """Show validation error by seconds of training: a thin line a training, a thick one for their median.
+
+    `curves` has for each contestant its trainings, each a list of (seconds, accuracy) measured after the same steps;
+    `targets` are accuracies, drawn as dotted lines.
+    """
+    # Five that the colour-blind tell apart (Okabe and Ito, 2008, "Color Universal Design").
+    colours = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7")
+    with _figure(path, 9, 5) as figure:
+        axes = figure.subplots()
+        for place, (name, trainings) in enumerate(curves.items()):
+            colour, middle = colours[place % len(colours)], []
+            for training in trainings:
+                seconds, accuracies = zip(*training, strict=True)
+                axes.plot(seconds, [max(1 - one, 1e-4) for one in accuracies], color=colour, alpha=0.3, linewidth=0.8)
+            for points in zip(*trainings, strict=False):  # as far as all of them go
+                seconds, accuracies = zip(*points, strict=True)
+                middle.append((median(seconds), max(1 - median(accuracies), 1e-4)))
+            axes.plot(*zip(*middle, strict=True), color=colour, linewidth=2, label=f"{name} ({len(trainings)})")
+        for target in targets:
+            axes.axhline(1 - target, color="black", linewidth=0.8, linestyle=":")
+            axes.annotate(
+                f"{100 * target:g} %", (1, 1 - target), xycoords=("axes fraction", "data"), va="bottom", ha="right"
+            )
+        axes.set(
+            title="Validation error over seconds of training (in brackets: how many trainings)",
+            xlabel="seconds of training",
+            ylabel="1 - accuracy",
+            xscale="log",
+            yscale="log",
+        )
+        axes.set_ylim(top=0.3)
+        axes.set_yticks([0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.003])
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.2g} %"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+        axes.legend(loc="lower left")

@@ -86,15 +86,29 @@ class MLP(nn.Sequential):
         super().__init__(*layers, nn.Linear(before, classes))
 
 
+class Ensemble(nn.ModuleList):
+    """Networks that are trained side by side on the same batches, and of which the mean of the logits counts.
+
+    In training it gives the logits of each, [n, members, classes], so that each learns as if it were alone.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = torch.stack([member(images) for member in self], dim=1)
+        return logits if self.training else logits.mean(dim=1)
+
+
 NETWORKS: dict[str, type[nn.Module]] = {"cnn": CNN, "mlp": MLP}
 
 
 def build(name: str, classes: int, knobs: dict[str, Any], mean: float = 0.0, std: float = 1.0) -> nn.Module:
     """Give a new network with freshly drawn weights: normalisation by `mean` and `std`, then `NETWORKS[name]`.
 
-    `knobs` are the network's own (its section under `model` in params.yaml). Weights are drawn from torch's global one.
+    `knobs` are the network's own (its section under `model` in params.yaml), and `members`: more than 1 make an
+    ensemble of so many. Weights are drawn from torch's global generator.
     """
-    return nn.Sequential(Normalize(mean, std), NETWORKS[name](classes=classes, **knobs))
+    own = dict(knobs)
+    members = [NETWORKS[name](classes=classes, **own) for _ in range(own.pop("members", 1))]
+    return nn.Sequential(Normalize(mean, std), Ensemble(members) if len(members) > 1 else members[0])
 
 
 def count_parameters(network: nn.Module) -> int:

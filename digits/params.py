@@ -1,6 +1,6 @@
 """params.yaml -> frozen, validated objects; the only reader of that file.
 
-A knob of training may have one value, or one for each recipe (`{quick: 2, default: 5, best: 30}`), of which `recipe` picks.
+A knob of training has one value, or one for each recipe (`{quick: 2, default: 5, best: 30}`), of which `recipe` picks.
 Unknown keys, missing keys, wrong types, values out of range and values that contradict each other are refused
 together, before any work, each as `params.yaml: train.epochs: …`.
 """
@@ -58,13 +58,14 @@ class MLPParams(_Section):
 
 class ModelParams(_Section):
     name: Literal["cnn", "mlp"]
+    members: Count
     cnn: CNNParams
     mlp: MLPParams
 
     def knobs(self) -> dict[str, Any]:
-        """Give the knobs of the network that `name` picks."""
+        """Give the number of networks and the knobs of the kind that `name` picks."""
         section: _Section = getattr(self, self.name)
-        return section.model_dump()
+        return {"members": self.members, **section.model_dump()}
 
 
 class TrainParams(_Section):

@@ -25,7 +25,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from digits import lineage, paths, tracking
+from digits import lineage, params, paths, tracking
 from digits.command import UserError, run
 from digits.files import digest, flatten, is_intact, md5
 from digits.lineage import State, git
@@ -112,16 +112,16 @@ def _from_lock(name: str, commit: str | None, read: Callable[[str], str]) -> Sta
         raise UserError(f"{name}: has no dvc.lock, so no result") from None
     outputs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
     code: dict[str, str] = {}
-    params: dict[str, Any] = {}
+    knobs: dict[str, Any] = {}
     metrics: dict[str, float] = {}
     for stage in stages.values():
         code |= {dep["path"]: dep["md5"] for dep in stage["deps"] if dep["path"].endswith(".py")}
-        params |= flatten(stage.get("params", {}).get("params.yaml", {}))
+        knobs |= flatten(params.choose(stage.get("params", {}).get("params.yaml", {})))
     for part in tracking.PARTS.values():
         if part.metrics.as_posix() in outputs:
             values = flatten(json.loads(read(part.metrics.as_posix())))
             metrics |= {part.prefix + key: value for key, value in values.items()}
-    return State(name, commit, b"", code, {key: str(value) for key, value in params.items()}, {}, outputs, metrics)
+    return State(name, commit, b"", code, {key: str(value) for key, value in knobs.items()}, {}, outputs, metrics)
 
 
 def _text(commit: str, file: str) -> str:

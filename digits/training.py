@@ -102,8 +102,11 @@ def fit(
                 images = augment(to_float(training.images[mine]), draws, **augmentation.model_dump())
                 with autocast:
                     logits = network(images.contiguous(memory_format=torch.channels_last))
+                labels = training.labels[mine]
+                if logits.ndim == 3:  # of an ensemble: each member's loss is its own
+                    logits, labels = logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1])
                 loss = functional.cross_entropy(
-                    logits.float(), training.labels[mine], label_smoothing=train.label_smoothing, reduction="sum"
+                    logits.float(), labels, label_smoothing=train.label_smoothing, reduction="sum"
                 )
                 optimizer.zero_grad()
                 (loss / len(indices)).backward()
@@ -112,7 +115,7 @@ def fit(
                 step, place = step + 1, place + 1
                 bar.update()
                 if step % 50 == 0:  # reading the loss waits for the device
-                    bar.set_postfix_str(f"loss {loss.item() / len(mine):.3f}, validation {max(best, 0):.2%}")
+                    bar.set_postfix_str(f"loss {loss.item() / len(labels):.3f}, validation {max(best, 0):.2%}")
                 if checkpoint and checkpoint.due():
                     checkpoint.save(
                         {

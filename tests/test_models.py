@@ -49,6 +49,23 @@ def test_mlp_of_the_classic_notebook_has_its_number_of_parameters() -> None:
     assert models.count_parameters(models.build("mlp", 10, {"hidden": [128, 64], "dropout": 0.0})) == 109_386
 
 
+def test_ensemble_gives_the_mean_of_its_members_and_in_training_the_logits_of_each() -> None:
+    network = build(knobs=CNN | {"members": 3})
+    normalize, ensemble = network.children()
+    alone = [member(normalize(images())) for member in ensemble.children()]
+    assert not torch.equal(alone[0], alone[1])
+    assert torch.equal(network(images()), torch.stack(alone).mean(dim=0))
+    assert network.train()(images()).shape == (4, 3, 3)
+
+
+def test_a_crop_is_blind_to_the_margin_and_to_nothing_else() -> None:
+    network = build(knobs=CNN | {"crop": 2})
+    for place, seen in ((1, False), (2, True)):
+        changed = images()
+        changed[:, :, place] += 0.5
+        assert torch.equal(network(changed), network(images())) != seen
+
+
 def test_normalisation_is_inside_the_network() -> None:
     plain, normalizing = build(), build(mean=0.13, std=0.31)
     assert torch.allclose(normalizing(images()), plain((images() - 0.13) / 0.31), atol=1e-6)

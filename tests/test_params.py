@@ -73,7 +73,8 @@ def test_every_knob_has_a_dotted_name(change: Change) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "own"), [("cnn", {"crop", "channels", "hidden", "dropout"}), ("mlp", {"hidden", "dropout"})]
+    ("name", "own"),
+    [("cnn", {"members", "crop", "channels", "hidden", "dropout"}), ("mlp", {"members", "hidden", "dropout"})],
 )
 def test_knobs_are_those_of_the_network_that_is_named(change: Change, name: str, own: set[str]) -> None:
     assert change({"model.name": name}).model.knobs().keys() == own
@@ -125,6 +126,7 @@ def test_key_that_is_a_number_is_refused(tmp_path: Path) -> None:
         ("split.validation", [0, -5]),
         ("split.seed", [-1]),
         ("model.cnn.channels", [[8], [8] * 7]),
+        ("model.members", [0]),
         ("model.cnn.crop", [-1, 9]),
         ("model.cnn.hidden", [0]),
         ("model.cnn.dropout", [-0.1, 1.0]),

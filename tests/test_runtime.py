@@ -10,6 +10,8 @@ from digits.command import UserError
 
 from .conftest import ROOT
 
+CPU = torch.device("cpu")
+
 
 def test_seed_differs_by_purpose_and_by_seed_and_is_the_same_each_time() -> None:
     pairs = [(seed, purpose) for seed in (0, 1, 11, 2**63 - 1) for purpose in ("order", "1 order", "weights")]
@@ -52,6 +54,18 @@ def test_device_that_is_not_there_is_refused_with_those_that_are(monkeypatch: py
     for device in ("cuda", "mps"):
         with pytest.raises(UserError, match=rf"^params\.yaml: runtime\.device: {device} .*allowed here: auto, cpu\)$"):
             runtime.prepare(device, 1, "machine")
+
+
+@pytest.mark.parametrize("able", [set(), {"avx512_bf16"}, {"amx_bf16"}, {"avx512_f", "avx2"}])
+def test_auto_precision_is_bf16_only_where_the_processor_has_it(
+    able: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(able, True))
+    bf16 = any(name.endswith("bf16") for name in able)
+    assert runtime.precision_of("auto", CPU, "machine") == (torch.bfloat16 if bf16 else torch.float32)
+    assert runtime.precision_of("auto", CPU, "portable") == torch.float32
+    assert runtime.precision_of("bf16", CPU, "machine") == torch.bfloat16
+    assert runtime.precision_of("fp32", CPU, "machine") == torch.float32
 
 
 SHORT_TRAINING = """

@@ -78,6 +78,38 @@ def test_steps_are_those_of_gradient_descent_by_hand(change: Change) -> None:
         assert torch.allclose(weight, value, atol=1e-6)
 
 
+def test_each_member_of_an_ensemble_learns_as_if_it_were_alone(change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KNOBS, "dropout", 0.0)
+    together = models.build("cnn", len(CLASSES), KNOBS | {"members": 2}, mean=0.2, std=0.3)
+    alone = [small() for _ in range(2)]
+    members = list(list(together.children())[1].children())
+    for network, member in zip(alone, members, strict=True):
+        list(network.children())[1].load_state_dict(member.state_dict())
+    fit(change, network=together)
+    for network, member in zip(alone, members, strict=True):
+        _, weights = fit(change, network=network)
+        for key, value in member.state_dict().items():
+            assert torch.allclose(value, weights[f"1.{key}"], atol=1e-5), key
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_bf16_learns_as_well_and_leaves_float32_weights(change: Change, keep: str) -> None:
+    p = change(RECIPE | {"train.epochs": 5, "train.keep": keep})
+    data = bars(96), bars(48, seed=1)
+    found = []
+    for _ in range(2):
+        network = small()
+        run = training.fit(network, *data, 0, p.train, p.augmentation, 50, CPU, precision=torch.bfloat16)
+        accuracy = list(run)[-1].validation_accuracy
+        found.append(dict(network.state_dict()))
+    assert accuracy > 0.9
+    assert equal(*found)
+    assert all(value.dtype == torch.float32 for value in found[0].values() if value.is_floating_point())
+    exact = small()
+    list(training.fit(exact, *data, 0, p.train, p.augmentation, 50, CPU))
+    assert not equal(found[0], dict(exact.state_dict()))
+
+
 def test_same_seed_gives_the_same_weights_to_the_last_bit_and_another_seed_others(change: Change) -> None:
     first_epochs, first = fit(change)
     network = small()
@@ -87,6 +119,21 @@ def test_same_seed_gives_the_same_weights_to_the_last_bit_and_another_seed_other
     assert equal(first, again)
     assert first_epochs == again_epochs
     assert not equal(first, other)
+
+
+def test_compiled_network_learns_the_same_to_rounding_and_the_same_bits_again(
+    change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KNOBS, "dropout", 0.0)  # compiled, it draws other numbers
+    found = []
+    for compiled in (False, True, True):
+        network = small()
+        if compiled:
+            network.compile()
+        _, weights = fit(change, epochs=1, network=network)
+        found.append(weights)
+    assert equal(found[1], found[2])
+    assert all(torch.allclose(value, found[1][key], atol=1e-4) for key, value in found[0].items())
 
 
 class Killed(BaseException):

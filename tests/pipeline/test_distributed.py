@@ -177,15 +177,15 @@ def hosts() -> Iterator[tuple[str, str]]:
 @pytest.mark.usefixtures("project")
 def test_two_hosts_train_together_and_when_one_is_cut_off_the_other_goes_on_alone(hosts: tuple[str, str]) -> None:
     write_params(SHORT | LONG | {"train.epochs": 40})
-    meeting = "--rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29400 --rdzv-conf last_call_timeout=5"
-    common = f"--nnodes 1:2 --max-restarts 9 {meeting}"
-    processes = [
-        start(
-            "ip", "netns", "exec", name,
-            DIGITS_TORCHRUN=f"{common} --local-addr 10.77.0.{place}", GLOO_SOCKET_IFNAME="cable",
+    meeting = "--nnodes 1:2 --max-restarts 9 --rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29400"
+    processes = []
+    for place, name in enumerate(hosts, 1):
+        # The two share this machine's name, by which torchrun would find out who is at home at the meeting point.
+        own = f"--local-addr 10.77.0.{place} --rdzv-conf is_host={int(place == 1)},last_call_timeout=5"
+        torchrun = f"{meeting} {own}"
+        processes.append(
+            start("ip", "netns", "exec", name, DIGITS_TORCHRUN=torchrun, GLOO_SOCKET_IFNAME="cable"),
         )
-        for place, name in enumerate(hosts, 1)
-    ]  # fmt: skip
     try:
         until(saved, "a checkpoint")
         assert all(psutil.Process(process.pid).children() for process in processes)

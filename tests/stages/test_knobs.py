@@ -17,7 +17,7 @@ import torch
 import yaml
 from pydantic import BaseModel
 
-from digits import params
+from digits import distributed, params
 from digits.checkpoints import Checkpoint
 from digits.command import UserError
 from digits.files import flatten
@@ -149,6 +149,7 @@ CHANGES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "split.validation": ("preprocess", 50, {}),
     "split.seed": ("preprocess", 1, {}),
     "model.name": ("train", "mlp", {}),
+    "model.members": ("train", 2, {}),
     "model.cnn.crop": ("train", 1, {}),
     "model.cnn.channels": ("train", [4, 5], {}),
     "model.cnn.hidden": ("train", 9, {}),
@@ -171,6 +172,8 @@ CHANGES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "runtime.device": ("train", "cuda", {"runtime.device": "cpu"}),
     "runtime.threads": ("train", 2, {}),
     "runtime.batch_size": ("evaluate", 7, {}),
+    "runtime.compile": ("train", True, {}),
+    "runtime.processes": ("train", 2, {}),
     "runtime.precision": ("train", "bf16", {"runtime.precision": "fp32"}),
     "runtime.reproducibility": ("train", "portable", {"runtime.device": "cuda"}),
     "runtime.checkpoint": ("train", 1e-9, {"runtime.checkpoint": 0.0}),
@@ -188,9 +191,16 @@ def test_the_table_of_changes_has_every_knob() -> None:
 @pytest.mark.usefixtures("miniature", "untracked")
 @pytest.mark.parametrize("key", KEYS)
 def test_every_knob_changes_something(
-    key: str, silent_server: str, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+    key: str,
+    silent_server: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stage, value, setting = CHANGES[key]
+    # What these two set off takes long, and is tested in test_training.py and pipeline/test_distributed.py.
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: network.register_buffer("compiled", torch.ones(1)))
+    monkeypatch.setattr(distributed, "launch", lambda processes, _module: print(processes, "processes"))
     if key == "data.timeout":
         setting = setting | {"data.sources": [silent_server], "data.timeout": 0.1}
     base = SHORT | setting

@@ -1,0 +1,239 @@
+"""Time to accuracy: the pipeline's recipes against what others train, in turns; and how good each recipe is in the end.
+
+    python -m benchmarks.accuracy [--seeds 5] [--best-seeds 0] [--example-seeds 3] [--budget 300] [--quick]
+    python -m benchmarks.accuracy --recipes best --seeds 5
+
+Run it after `dvc repro`, on a machine that does nothing else. The first line trains, seed by seed, the recipes quick
+and default (best for the first `--best-seeds`, since it takes 5 minutes) and the two of benchmarks/peers.py, each of
+these for its own number of epochs or `--budget` seconds. It rewrites accuracy.csv, .md and .png in benchmarks/. The
+second line trains the recipes that it names and nothing else; its files are called accuracy-best.
+
+All learn from the training split with the same number of threads, and are measured on the validation split. Seconds are
+those of training alone, loading and augmentation included, measuring excluded (`benchmarks.probe`). The test split is
+read once a training, after its end, and nothing is chosen by it.
+"""
+
+import argparse
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from functools import partial
+from pathlib import Path
+from statistics import mean, median, stdev
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from benchmarks import peers, recipes
+from benchmarks.probe import Point, Probe
+from digits import data, evaluation, figures, models, params, runtime
+from digits.command import UserError, run
+from digits.data import Split
+from digits.files import write_text
+
+FOLDER = Path("benchmarks")
+# The tutorial ends at 97.73 % of the test split, which is the easier one: at about 97 % of the validation split.
+TARGETS = (0.97, 0.9773, 0.985, 0.99, 0.994)
+NEVER = float("inf")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trainings have in common. `batch_size` is that of measuring."""
+
+    learned: Split
+    held_out: Split
+    test: Split
+    batch_size: int
+    device: torch.device
+
+    def accuracy(self, network: nn.Module, split: Split) -> float:
+        logits = evaluation.predict(network, split, self.batch_size, self.device)
+        return evaluation.score(logits, split.labels)[1]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What came of one training. `test_accuracy` is that of a recipe's final network; peers have none."""
+
+    contestant: str
+    seed: int
+    seconds: float
+    points: list[Point]
+    test_accuracy: float | None = None
+
+    def time_to(self, target: float) -> float:
+        """Give the seconds of training after which `target` was first measured, or `NEVER`."""
+        return next((point.seconds for point in self.points if point.validation_accuracy >= target), NEVER)
+
+
+def train_recipe(name: str, seed: int, setting: Setting) -> Training:
+    """Train a recipe of the pipeline to its end."""
+    p = params.load(recipe=name)
+    learned, held_out = setting.learned, setting.held_out
+    network = recipes.build(p, seed, len(learned.classes))
+    steps = len(data.batches(len(learned), p.train.batch_size, torch.Generator()))
+    probe = Probe(name, seed, steps, partial(setting.accuracy, network, held_out))
+    probe.resume()
+    for _ in recipes.fit(p, network, learned, held_out, seed, setting.device, probe):
+        probe.resume()
+    probe.measure()  # the weights that it ends with may be others than those after its last step
+    return Training(name, seed, probe.seconds, probe.points, setting.accuracy(network, setting.test))
+
+
+def train_peer(name: str, seed: int, setting: Setting, budget: float) -> Training:
+    """Train what others train until its last epoch, or for `budget` seconds."""
+    peer = peers.PEERS[name]
+    torch.manual_seed(seed)
+    network = peer.network()
+    measured = nn.Sequential(models.Normalize(peer.mean, peer.std), network)
+    accuracy = partial(setting.accuracy, measured, setting.held_out)
+    probe = Probe(name, seed, peers.steps(len(setting.learned)), accuracy, budget)
+    peers.fit(peer, network, setting.learned, setting.device, probe)
+    return Training(name, seed, probe.seconds, probe.points)
+
+
+def race(trainings: dict[str, list[Training]], targets: Sequence[float] = TARGETS) -> str:
+    """Give the table of seconds to each target, and of each peer's ratio to the recipe that is first there."""
+    lines = ["| contestant | seeds | " + " | ".join(f"to {100 * target:g} %" for target in targets) + " |"]
+    lines.append("|---" * (len(targets) + 2) + "|")
+    for name, own in trainings.items():
+        cells = []
+        for target in targets:
+            cell = spread(own, target)
+            if name in peers.PEERS:
+                ours = [group for recipe, group in trainings.items() if recipe not in peers.PEERS]
+                first = min(ours, key=lambda group: median(one.time_to(target) for one in group))
+                cell += compare(own, first, target)
+            cells.append(cell)
+        lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(trainings: Sequence[Training], target: float) -> str:
+    """Say median and range of the seconds to `target`."""
+    times = [one.time_to(target) for one in trainings]
+    reached = [seconds for seconds in times if seconds < NEVER]
+    if median(times) < NEVER:
+        last = f"{max(times):.1f}" if max(times) < NEVER else "never"
+        return f"{median(times):.1f} s ({min(times):.1f} to {last})"
+    some = f" ({len(reached)} of {len(times)} seeds were there, from {min(reached):.1f} s)" if reached else ""
+    return f"not reached within {max(one.seconds for one in trainings):.0f} s{some}"
+
+
+def compare(theirs: Sequence[Training], ours: Sequence[Training], target: float) -> str:
+    """Say how many times as long they took as we did: the median over the seeds that both have, or nothing.
+
+    Where most of theirs have not got there, the seconds that they were given make it a lower bound, if one above 1.
+    """
+    bases = {one.seed: one.time_to(target) for one in ours}
+    theirs = [one for one in theirs if one.seed in bases]
+    if not theirs or any(bases[one.seed] == NEVER for one in theirs):
+        return ""
+    ratio = median(one.time_to(target) / bases[one.seed] for one in theirs)
+    if ratio < NEVER:
+        return f", {ratio:.1f} x {ours[0].contestant}"
+    bound = median(min(one.time_to(target), one.seconds) / bases[one.seed] for one in theirs)
+    return f", over {bound:.1f} x {ours[0].contestant}" if bound > 1 else ""
+
+
+def final(trainings: dict[str, list[Training]]) -> str:
+    """Give the table of the recipes' ends: seconds of training, validation and test accuracy."""
+    lines = ["| recipe | seeds | training | validation | test | standard deviation |", "|---|---|---|---|---|---|"]
+    for name, own in trainings.items():
+        test = [one.test_accuracy for one in own if one.test_accuracy is not None]
+        if test:
+            seconds = [one.seconds for one in own]
+            validation = [one.points[-1].validation_accuracy for one in own]
+            deviation = f"{100 * stdev(test):.3f} % points" if len(test) > 1 else "–"
+            lines.append(
+                f"| {name} | {len(own)} | {median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f}) "
+                f"| {_percent(validation)} | {_percent(test)} | {deviation} |"
+            )
+    return "\n".join(lines)
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return f"{mean(shares):.2%} ({min(shares):.2%} to {max(shares):.2%})"
+
+
+def write(trainings: dict[str, list[Training]], head: str, path: Path) -> None:
+    """Write the points as .csv, the tables as .md and the picture as .png; `path` has no suffix."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(field.name for field in fields(Point))
+    for point in (point for group in trainings.values() for one in group for point in one.points):
+        writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in astuple(point)])
+    write_text(path.with_suffix(".csv"), table.getvalue())
+    curves = {
+        name: [[(point.seconds, point.validation_accuracy) for point in one.points] for one in group]
+        for name, group in trainings.items()
+    }
+    figures.error_over_seconds(curves, TARGETS, path.with_suffix(".png"))
+    text = f"""{head}
+
+Seconds of training until the validation accuracy was first measured to be so high: median over the seeds (range); for
+the peers also how many times those of the recipe that is first there, median over the seeds that both have.
+
+{race(trainings)}
+
+![Validation error over seconds of training]({path.name}.png)
+
+What the recipes end with: median seconds of training (range); mean accuracy (range).
+
+{final(trainings)}
+"""
+    write_text(path.with_suffix(".md"), text)
+    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="Time to accuracy.")
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each contestant (default: %(default)s)")
+    parser.add_argument("--best-seeds", type=int, default=0, help="those of the recipe best (default: %(default)s)")
+    parser.add_argument("--example-seeds", type=int, default=3, help="those of PyTorch's example, a slow one")
+    parser.add_argument("--budget", type=float, default=300, help="seconds of training for each of the others")
+    parser.add_argument("--recipes", nargs="+", choices=params.RECIPES, help="train these alone, without the others")
+    parser.add_argument("--quick", action="store_true", help="one seed, 90 seconds for the others: about 5 minutes")
+    options = parser.parse_args()
+    seeds, budget = (1, 90.0) if options.quick else (options.seeds, options.budget)
+    counts = {"quick": seeds, "default": seeds, "best": options.best_seeds}
+    counts |= {"tutorial": seeds, "example": min(seeds, options.example_seeds)}
+    path = FOLDER / "accuracy"
+    if options.recipes:
+        counts = dict.fromkeys(options.recipes, seeds)
+        path = FOLDER / "-".join(["accuracy", *options.recipes])
+
+    p = params.load()
+    device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
+    if p.data.name != "mnist":
+        raise UserError(f"params.yaml: data.name: {p.data.name}: this benchmark is about mnist")
+    learned, held_out, test = recipes.splits()
+    setting = Setting(learned, held_out, test, p.runtime.batch_size, device)
+    short = Setting(learned[:1024], held_out[:250], test[:250], p.runtime.batch_size, device)
+
+    def train(name: str, seed: int, setting: Setting, budget: float) -> Training:
+        return train_peer(name, seed, setting, budget) if name in peers.PEERS else train_recipe(name, seed, setting)
+
+    trainings: dict[str, list[Training]] = {name: [] for name, count in counts.items() if count}
+    for name in trainings:
+        train(name, 0, short, 0)  # the first steps of a process are slow: libraries prepare their kernels
+    rounds = [(name, seed) for seed in range(max(counts.values())) for name in trainings if seed < counts[name]]
+    with tqdm(rounds, unit="training", disable=None, dynamic_ncols=True) as bar:
+        for name, seed in bar:
+            bar.set_postfix_str(f"{name}, seed {seed}")
+            trainings[name].append(train(name, seed, setting, budget))
+    precision = runtime.precision_of(p.runtime.precision, device, p.runtime.reproducibility)
+    found = runtime.environment(device, precision)
+    head = (
+        f"Trained in turns with {found['threads']} threads on {found['processor']}, device {found['device']}, torch "
+        f"{found['torch']} (`python -m benchmarks.accuracy`); the others until the end of their recipes, or for "
+        f"{budget:g} s."
+    )
+    write(trainings, head, path)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,324 @@
+"""How close training and inference come to what the machine can do.
+
+    python -m benchmarks.limits [--rounds 7] [--steps 60] [--recipes quick default best] [--quick]
+
+Run it after `dvc repro`, on a machine that does nothing else; it rewrites benchmarks/limits.md. Everything is timed in
+rounds, each thing once a round in turn. Every ratio is taken within a round and the median of the rounds is given, so
+that a machine whose speed drifts does not bend it.
+
+Training, for each recipe and each precision that the hardware has, all in steps of the recipe's own batch size:
+
+- end to end: from step to step inside `digits.training.fit`;
+- of the limit: the same against forward, loss, backward and optimizer on one batch that lies ready (goal: 0.90);
+- augmentation: the share of a step that is saved when all its amounts are 0 (goal: at most 8 %);
+- of the peak: floating-point operations of the step's convolutions and matrix products a second, on the batch that lies
+  ready, against the fastest square matrix product of this machine in the same precision;
+- peak memory: that of `benchmarks.memory`, a process that trains one epoch.
+
+Inference, with the model that `dvc repro` has exported: images a second in batches of `runtime.batch_size`, and the
+time of one image alone. The int8 model is quantized from the ONNX file, per channel, with training images. Accuracy is
+that on the validation split.
+"""
+
+import argparse
+import itertools
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import onnxruntime
+import torch
+from onnxruntime import quantization
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from benchmarks import recipes
+from digits import data, evaluation, exporting, models, params, paths, runtime, training
+from digits.command import run
+from digits.data import Split
+from digits.files import write_text
+from digits.params import Params
+
+REPORT = Path("benchmarks/limits.md")
+WARM = 8  # steps before the clock starts: kernels are prepared, the momentum is allotted
+CALIBRATION = 1000  # training images that show the int8 model the ranges of its values
+
+
+class Steps:
+    """Stands in for a checkpoint, and notes when steps `WARM` and `last` were done."""
+
+    def __init__(self, last: int) -> None:
+        self._count, self._last = 0, last
+        self._times: list[float] = []
+
+    def due(self) -> bool:
+        self._count += 1
+        if self._count in (WARM, self._last):
+            self._times.append(now())
+        return False
+
+    def load(self) -> None:
+        """Give no state to go on from."""
+
+    def save(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def seconds(self) -> float:
+        """Give the seconds of one step."""
+        return (self._times[1] - self._times[0]) / (self._last - WARM)
+
+
+def now() -> float:
+    """Give the time in seconds, once the device has done what it was told."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def end_to_end(p: Params, precision: str, learned: Split, steps: int, device: torch.device) -> float:
+    """Give the seconds of one training step inside `fit`."""
+    watch = Steps(steps)
+    network = recipes.build(p, 0, len(learned.classes))
+    some = learned[: steps * p.train.batch_size]
+    for _ in recipes.fit(recipes.one_epoch(p), network, some, learned[:2], 0, device, watch, precision):
+        pass
+    return watch.seconds()
+
+
+def resident(p: Params, precision: str, learned: Split, device: torch.device) -> Callable[[], None]:
+    """Give a function that trains one step on one batch that lies ready: what no loop around it can be faster than."""
+    network = recipes.build(p, 0, len(learned.classes)).train()
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks this form
+    optimizer = training._optimizer(network, p.train)
+    batch = learned[: p.train.batch_size].to(device)
+    images = data.to_float(batch.images).contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        with runtime.autocast(device, runtime.PRECISIONS[precision]):
+            logits = network(images)
+        loss = functional.cross_entropy(logits.float(), batch.labels, label_smoothing=p.train.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def each(call: Callable[[], object], times: int) -> float:
+    """Give the seconds of one call, of `times` in a row."""
+    start = now()
+    for _ in range(times):
+        call()
+    return (now() - start) / times
+
+
+def matmul_peak(precision: str, device: torch.device) -> float:
+    """Give the floating-point operations a second of the fastest square matrix product, of a few sizes."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    best = 0.0
+    for side in (512, 1024, 2048) if device.type == "cpu" else (2048, 4096, 8192):
+        left, right = torch.rand(2, side, side, device=device).to(dtype)
+        seconds = min(each(lambda: left @ right, 1) for _ in range(4))  # noqa: B023  # called at once
+        best = max(best, 2 * side**3 / seconds)
+    return best
+
+
+def peak_memory(recipe: str, precision: str) -> float:
+    """Give the largest resident memory, in MiB, of a process that trains one epoch."""
+    command = [sys.executable, "-m", "benchmarks.memory", recipe, precision]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout)
+
+
+def training_row(recipe: str, precision: str, learned: Split, rounds: int, steps: int, device: torch.device) -> str:
+    """Measure a recipe in one precision, and give its row of the table."""
+    p = params.load(recipe=recipe)
+    step = resident(p, precision, learned, device)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    operations = counter.get_total_flops()
+    each(step, WARM)
+    found: dict[str, list[float]] = {"speed": [], "limit": [], "augmentation": [], "rate": [], "peak": []}
+    for _ in range(rounds):
+        whole = end_to_end(p, precision, learned, steps, device)
+        alone = each(step, steps - WARM)
+        without = end_to_end(recipes.unaugmented(p), precision, learned, steps, device)
+        found["speed"].append(p.train.batch_size / whole)
+        found["limit"].append(alone / whole)
+        found["augmentation"].append(1 - without / whole)
+        found["rate"].append(operations / alone)
+        found["peak"].append(operations / alone / matmul_peak(precision, device))
+    middle = {name: median(values) for name, values in found.items()}
+    return (
+        f"| {recipe} | {precision} | {middle['speed']:,.0f} | {middle['limit']:.2f} ({min(found['limit']):.2f} to "
+        f"{max(found['limit']):.2f}) | {middle['augmentation']:.1%} | {middle['rate'] / 1e9:,.0f} | "
+        f"{middle['peak']:.0%} | {peak_memory(recipe, precision):,.0f} |"
+    )
+
+
+class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]  # it has no types
+    """Training images in batches, as the quantizer asks for them."""
+
+    def __init__(self, images: Tensor, batch_size: int) -> None:
+        self._batches: Iterator[Tensor] = iter(images.split(batch_size))
+
+    def get_next(self) -> dict[str, Any] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {exporting.INPUT: data.to_float(batch).numpy()}
+
+
+def quantize(source: Path, target: Path, images: Tensor, batch_size: int) -> None:
+    """Write the ONNX model `source` with weights and the values in between in 8 bits, calibrated on `images`."""
+    prepared = target.with_suffix(".prepared.onnx")
+    quant_pre_process(source, prepared)
+    # Batch norm stays as it is: its weights have no channels to be quantized by.
+    kinds = ["Conv", "Gemm", "MatMul", "MaxPool", "Relu"]
+    quantization.quantize_static(
+        prepared, target, Calibration(images, batch_size), per_channel=True, op_types_to_quantize=kinds
+    )
+
+
+def onnx_model(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
+    """Load an ONNX file as a function from images to logits."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run([exporting.OUTPUT], {exporting.INPUT: images.numpy()})[0])
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What was measured of one form of the model: images a second each round, seconds of each single image."""
+
+    speeds: list[float]
+    latencies: list[float]
+
+
+@torch.inference_mode()
+def measure_inference(
+    forms: dict[str, Callable[[Tensor], Tensor]], images: Tensor, batch_size: int, rounds: int, calls: int
+) -> dict[str, Inference]:
+    """Time every form in turn: all `images` in batches, and `calls` single ones; a first round does not count."""
+    found = {name: Inference([], []) for name in forms}
+    share = -(-calls // rounds)
+    for number in range(rounds + 1):
+        for name, form in forms.items():
+            start = now()
+            for batch in images.split(batch_size):
+                form(batch)
+            speed = len(images) / (now() - start)
+            latencies = [each(lambda: form(single), 1) for single in images[:share].split(1)]  # noqa: B023  # called at once
+            if number:
+                found[name].speeds.append(speed)
+                found[name].latencies.extend(latencies)
+    return found
+
+
+def inference_table(learned: Split, held_out: Split, test: Split, rounds: int, calls: int, p: Params) -> str:
+    """Measure the exported model on the CPU in all its forms, and give the table."""
+    cpu = torch.device("cpu")
+    network = models.load(paths.MODEL)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        small = Path(folder, "int8.onnx")
+        quantize(paths.ONNX, small, learned.images[:CALIBRATION], p.runtime.batch_size)
+
+        def autocast(images: Tensor) -> Tensor:
+            with runtime.autocast(cpu, torch.bfloat16):
+                return network(images).float()  # type: ignore[no-any-return]
+
+        forms: dict[str, Callable[[Tensor], Tensor]] = {"PyTorch, fp32": network}
+        if "bf16" in recipes.precisions(cpu):
+            forms["PyTorch, bf16 autocast"] = autocast
+        forms |= {
+            "pt2, fp32": torch.export.load(paths.PT2).module(),
+            "ONNX Runtime, fp32": onnx_model(paths.ONNX, p.runtime.threads),
+            "ONNX Runtime, int8": onnx_model(small, p.runtime.threads),
+        }
+        found = measure_inference(forms, data.to_float(test.images), p.runtime.batch_size, rounds, calls)
+        lines = []
+        first = next(iter(found.values())).speeds
+        for name, form in forms.items():
+            with torch.inference_mode():
+                logits = torch.cat(
+                    [form(data.to_float(batch)) for batch in held_out.images.split(p.runtime.batch_size)]
+                )
+            accuracy = evaluation.score(logits, held_out.labels)[1]
+            one = found[name]
+            ratio = median(speed / base for speed, base in zip(one.speeds, first, strict=True))
+            cuts = quantiles(one.latencies, n=20)
+            lines.append(
+                f"| {name} | {median(one.speeds):,.0f} | {ratio:.2f} | {1e6 * cuts[9]:,.0f} | {1e6 * cuts[18]:,.0f} | "
+                f"{accuracy:.2%} |"
+            )
+    head = "| model | images/s | times PyTorch fp32 | one image, p50 µs | p95 µs | validation accuracy |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *lines])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.limits", description="How close to the limit.")
+    parser.add_argument("--rounds", type=int, default=7, help="how often each is timed (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=60, help="training steps each time (default: %(default)s)")
+    parser.add_argument("--recipes", nargs="+", choices=params.RECIPES, default=params.RECIPES)
+    parser.add_argument("--quick", action="store_true", help="2 rounds of 20 steps")
+    options = parser.parse_args()
+    rounds, steps, calls = (2, 20, 200) if options.quick else (options.rounds, max(options.steps, WARM + 1), 1000)
+
+    p = params.load()
+    device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
+    learned, held_out, test = recipes.splits()
+    pairs = list(itertools.product(options.recipes, recipes.precisions(device)))
+    rows = []
+    with tqdm(pairs, unit="recipe", disable=None, dynamic_ncols=True) as bar:
+        for recipe, precision in bar:
+            bar.set_postfix_str(f"{recipe}, {precision}")
+            rows.append(training_row(recipe, precision, learned, rounds, steps, device))
+    network = models.load(paths.MODEL)[0].to(device)
+    speeds = [
+        len(test) / each(lambda: evaluation.predict(network, test, p.runtime.batch_size, device), 1)
+        for _ in range(rounds + 1)
+    ][1:]
+    found = runtime.environment(device, torch.float32)
+    columns = (
+        "recipe",
+        "precision",
+        "images/s, end to end",
+        "of the limit (goal 0.90)",
+        "augmentation (goal at most 8 %)",
+        "GFLOP/s",
+        "of the peak",
+        "peak memory, MiB",
+    )
+    table = "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])
+    text = f"""Medians of {rounds} rounds of {steps} steps, {found["threads"]} threads on {found["processor"]}, device
+{found["device"]}, torch {found["torch"]} (`python -m benchmarks.limits`, which says what each column is).
+
+## Training
+
+{table}
+
+## Evaluation
+
+`evaluation.predict` on the {len(test):,} test images, as the evaluate stage calls it: {median(speeds):,.0f} images/s \
+({min(speeds):,.0f} to {max(speeds):,.0f}).
+
+## Inference on the CPU
+
+The model of `models/`, batches of {p.runtime.batch_size}, {calls:,} single images:
+
+{inference_table(learned, held_out, test, rounds, calls, p)}
+"""
+    write_text(REPORT, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    run(main)

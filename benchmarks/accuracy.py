@@ -1,12 +1,15 @@
 """Time to accuracy: the pipeline's recipes against what others train, in turns; and how good each recipe is in the end.
 
-    python -m benchmarks.accuracy [--seeds 5] [--best-seeds 0] [--example-seeds 3] [--budget 300] [--quick]
-    python -m benchmarks.accuracy --recipes best --seeds 5
+    python -m benchmarks.accuracy [--seeds 5] [--best-seeds 0] [--tutorial-seeds 3] [--example-seeds 2] [--budget 320]
+    python -m benchmarks.accuracy --quick
+    python -m benchmarks.accuracy --recipes best
+    python -m benchmarks.accuracy --recipes default --precision fp32
 
 Run it after `dvc repro`, on a machine that does nothing else. The first line trains, seed by seed, the recipes quick
 and default (best for the first `--best-seeds`, since it takes 5 minutes) and the two of benchmarks/peers.py, each of
 these for its own number of epochs or `--budget` seconds. It rewrites accuracy.csv, .md and .png in benchmarks/. The
-second line trains the recipes that it names and nothing else; its files are called accuracy-best.
+last two train the recipes that they name and nothing else; their files are called accuracy-best and
+accuracy-default-fp32.
 
 All learn from the training split with the same number of threads, and are measured on the validation split. Seconds are
 those of training alone, loading and augmentation included, measuring excluded (`benchmarks.probe`). The test split is
@@ -16,6 +19,7 @@ read once a training, after its end, and nothing is chosen by it.
 import argparse
 import csv
 import io
+import sys
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import partial
@@ -48,6 +52,7 @@ class Setting:
     test: Split
     batch_size: int
     device: torch.device
+    precision: str
 
     def accuracy(self, network: nn.Module, split: Split) -> float:
         logits = evaluation.predict(network, split, self.batch_size, self.device)
@@ -77,7 +82,7 @@ def train_recipe(name: str, seed: int, setting: Setting) -> Training:
     steps = len(data.batches(len(learned), p.train.batch_size, torch.Generator()))
     probe = Probe(name, seed, steps, partial(setting.accuracy, network, held_out))
     probe.resume()
-    for _ in recipes.fit(p, network, learned, held_out, seed, setting.device, probe):
+    for _ in recipes.fit(p, network, learned, held_out, seed, setting.device, probe, setting.precision):
         probe.resume()
     probe.measure()  # the weights that it ends with may be others than those after its last step
     return Training(name, seed, probe.seconds, probe.points, setting.accuracy(network, setting.test))
@@ -193,26 +198,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="Time to accuracy.")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each contestant (default: %(default)s)")
     parser.add_argument("--best-seeds", type=int, default=0, help="those of the recipe best (default: %(default)s)")
-    parser.add_argument("--example-seeds", type=int, default=3, help="those of PyTorch's example, a slow one")
-    parser.add_argument("--budget", type=float, default=300, help="seconds of training for each of the others")
+    parser.add_argument("--tutorial-seeds", type=int, default=3, help="those of the tutorial (default: %(default)s)")
+    parser.add_argument("--example-seeds", type=int, default=2, help="those of PyTorch's example, a slow one")
+    parser.add_argument("--budget", type=float, default=320, help="seconds of training for each of the others")
     parser.add_argument("--recipes", nargs="+", choices=params.RECIPES, help="train these alone, without the others")
+    parser.add_argument("--precision", choices=runtime.PRECISIONS, help="another than params.yaml has, for --recipes")
     parser.add_argument("--quick", action="store_true", help="one seed, 90 seconds for the others: about 5 minutes")
     options = parser.parse_args()
     seeds, budget = (1, 90.0) if options.quick else (options.seeds, options.budget)
     counts = {"quick": seeds, "default": seeds, "best": options.best_seeds}
-    counts |= {"tutorial": seeds, "example": min(seeds, options.example_seeds)}
+    counts |= {"tutorial": min(seeds, options.tutorial_seeds), "example": min(seeds, options.example_seeds)}
     path = FOLDER / "accuracy"
     if options.recipes:
         counts = dict.fromkeys(options.recipes, seeds)
-        path = FOLDER / "-".join(["accuracy", *options.recipes])
+        path = FOLDER / "-".join(filter(None, ["accuracy", *options.recipes, options.precision]))
 
     p = params.load()
     device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
     if p.data.name != "mnist":
         raise UserError(f"params.yaml: data.name: {p.data.name}: this benchmark is about mnist")
     learned, held_out, test = recipes.splits()
-    setting = Setting(learned, held_out, test, p.runtime.batch_size, device)
-    short = Setting(learned[:1024], held_out[:250], test[:250], p.runtime.batch_size, device)
+    chosen = options.precision or p.runtime.precision
+    setting = Setting(learned, held_out, test, p.runtime.batch_size, device, chosen)
+    short = Setting(learned[:1024], held_out[:250], test[:250], p.runtime.batch_size, device, chosen)
 
     def train(name: str, seed: int, setting: Setting, budget: float) -> Training:
         return train_peer(name, seed, setting, budget) if name in peers.PEERS else train_recipe(name, seed, setting)
@@ -225,13 +233,14 @@ def main() -> None:
         for name, seed in bar:
             bar.set_postfix_str(f"{name}, seed {seed}")
             trainings[name].append(train(name, seed, setting, budget))
-    precision = runtime.precision_of(p.runtime.precision, device, p.runtime.reproducibility)
+    precision = runtime.precision_of(chosen, device, p.runtime.reproducibility)
     found = runtime.environment(device, precision)
+    command = " ".join(["python -m benchmarks.accuracy", *sys.argv[1:]])
     head = (
         f"Trained in turns with {found['threads']} threads on {found['processor']}, device {found['device']}, torch "
-        f"{found['torch']} (`python -m benchmarks.accuracy`); the others until the end of their recipes, or for "
-        f"{budget:g} s."
+        f"{found['torch']}, recipes in {found['precision']} (`{command}`)"
     )
+    head += "." if options.recipes else f"; the others until the end of their recipes, or for {budget:g} s."
     write(trainings, head, path)
 
 

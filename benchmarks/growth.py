@@ -1,6 +1,6 @@
 """Do time and memory grow as they should, when the data do? The real stages on data up to 50 times as large as MNIST.
 
-    python -m benchmarks.growth [--factors 1 10 50] [--limited 50] [--quick]
+    python -m benchmarks.growth [--factors 1 10 50] [--limited 30] [--quick]
 
 Run it after `dvc repro`, on a machine that does nothing else. It takes about 12 minutes, and 10 GB for temporary files,
 which must be on a disk (TMPDIR names another folder than /tmp, if that is in memory). Made for each factor: IDX files
@@ -213,7 +213,7 @@ def report(found: dict[int, dict[str, Usage]], counts: dict[int, int], extra: li
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description="Time and memory by size of data.")
     parser.add_argument("--factors", type=int, nargs="+", default=[1, 10, 50], help="times MNIST (default: 1 10 50)")
-    parser.add_argument("--limited", type=int, default=50, help="times MNIST, past the memory; 0: not (default: 50)")
+    parser.add_argument("--limited", type=int, default=30, help="times MNIST, past the memory; 0: not (default: 30)")
     parser.add_argument("--quick", action="store_true", help="the same as --factors 1 3 --limited 0")
     options = parser.parse_args()
     factors, limited = ([1, 3], 0) if options.quick else (sorted(set(options.factors)), options.limited)

@@ -43,10 +43,10 @@ def fit(
     seed: int,
     device: torch.device,
     checkpoint: Any,
-    precision: str | None = None,
+    precision: str,
 ) -> Iterator[Epoch]:
-    """Train `network` by the recipe in `precision` (None: what params.yaml says), watched by `checkpoint`."""
-    dtype = runtime.precision_of(precision or p.runtime.precision, device, p.runtime.reproducibility)
+    """Train `network` by the recipe in `precision` (as runtime.precision in params.yaml), watched by `checkpoint`."""
+    dtype = runtime.precision_of(precision, device, p.runtime.reproducibility)
     yield from training.fit(
         network, learned, held_out, seed, p.train, p.augmentation, p.runtime.batch_size, device, checkpoint, dtype
     )

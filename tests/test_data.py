@@ -92,6 +92,15 @@ def test_images_are_picked_while_they_are_saved(split: Split, tmp_path: Path) ->
     assert torch.equal(data.load(tmp_path / "picked").labels, split.labels[indices])
 
 
+def test_writing_into_loaded_images_stays_in_memory(split: Split, tmp_path: Path) -> None:
+    data.save(split, tmp_path / "split")
+    before = (tmp_path / "split").read_bytes()
+    loaded = data.load(tmp_path / "split")
+    loaded.images[:5] = 7
+    assert loaded.images[4].unique().tolist() == [7]
+    assert (tmp_path / "split").read_bytes() == before
+
+
 @pytest.mark.filterwarnings("error")
 def test_read_only_array_becomes_a_tensor_of_the_same_memory_without_a_warning() -> None:
     array = np.arange(6, dtype=np.uint8).reshape(2, 3)

@@ -133,7 +133,7 @@ def test_registered_model_of_the_server_loads_anywhere(
     import mlflow.pyfunc
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", people[0].tracking_uri)
+    mlflow.set_tracking_uri(people[0].tracking_uri)  # another test of this process may have set another
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     test = data.load(people[0].root / "data/splits/test.safetensors")
     accuracy = {}

@@ -37,7 +37,6 @@ import torch
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -105,7 +104,7 @@ def resident(p: Params, precision: str, learned: Split, device: torch.device) ->
     def step() -> None:
         with runtime.autocast(device, runtime.PRECISIONS[precision]):
             logits = network(images)
-        loss = functional.cross_entropy(logits.float(), batch.labels, label_smoothing=p.train.label_smoothing)
+        loss = training.loss_of(logits, batch.labels, p.train.label_smoothing) / len(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -102,20 +102,15 @@ def fit(
                 images = augment(to_float(training.images[mine]), draws, **augmentation.model_dump())
                 with autocast:
                     logits = network(images.contiguous(memory_format=torch.channels_last))
-                labels = training.labels[mine]
-                if logits.ndim == 3:  # of an ensemble: each member's loss is its own
-                    logits, labels = logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1])
-                loss = functional.cross_entropy(
-                    logits.float(), labels, label_smoothing=train.label_smoothing, reduction="sum"
-                )
+                loss = loss_of(logits, training.labels[mine], train.label_smoothing) / len(indices)
                 optimizer.zero_grad()
-                (loss / len(indices)).backward()
+                loss.backward()
                 distributed.sum_gradients(network)
                 optimizer.step()
                 step, place = step + 1, place + 1
                 bar.update()
                 if step % 50 == 0:  # reading the loss waits for the device
-                    bar.set_postfix_str(f"loss {loss.item() / len(labels):.3f}, validation {max(best, 0):.2%}")
+                    bar.set_postfix_str(f"loss {loss.item():.3f}, validation {max(best, 0):.2%}")
                 if checkpoint and checkpoint.due():
                     checkpoint.save(
                         {
@@ -155,6 +150,13 @@ def fit(
             yield epochs[-1]
     if kept:
         network.load_state_dict(kept)
+
+
+def loss_of(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Give the summed cross-entropy of logits [n, classes], or those of an ensemble, [n, members, classes]."""
+    if logits.ndim == 3:  # each member's loss is its own
+        logits, labels = logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1])
+    return functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
 
 
 def _measure(

@@ -19,7 +19,7 @@ from digits.params import load
 
 REPOSITORY = Path(__file__).parents[2]
 SHORT = {
-    "epochs: {quick: 2, default: 7, best: 12}": "epochs: 1",
+    "epochs: {quick: 2, default: 8, best: 12}": "epochs: 1",
     "channels: {quick: [16, 32], default: [16, 32, 64], best: [32, 64, 64, 128]}": "channels: [8, 16]",
     "checkpoint: 5.0": "checkpoint: 0.2",
 }

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from digits import checkpoints, data, models, params, paths, runtime, training
+from benchmarks import recipes
+from digits import checkpoints, data, params, runtime
 from digits.command import run
-from digits.files import read_json, write_text
+from digits.files import write_text
 
 REPORT = Path("benchmarks/checkpointing.md")
 
@@ -35,15 +36,10 @@ class Counting(checkpoints.Checkpoint):
 def seconds(p: params.Params, interval: float, train: data.Split, validation: data.Split) -> tuple[float, int]:
     """Give the seconds of one epoch with a checkpoint each `interval` seconds, and how many there were."""
     device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
-    torch.manual_seed(runtime.derive(p.seed, "weights"))
-    pixels = read_json(paths.DATASET_METRICS)
-    network = models.build(p.model.name, len(train.classes), p.model.knobs(), pixels["pixel_mean"], pixels["pixel_std"])
-    one = p.train.model_copy(update={"epochs": 1})
+    network = recipes.build(p, p.seed, len(train.classes))
     with Counting("benchmark", interval) as checkpoint:
         start = time.perf_counter()
-        for _ in training.fit(
-            network, train, validation, p.seed, one, p.augmentation, p.runtime.batch_size, device, checkpoint
-        ):
+        for _ in recipes.fit(p, network, train, validation, p.seed, device, checkpoint, p.runtime.precision):
             pass
         return time.perf_counter() - start, checkpoint.saved
 
@@ -54,8 +50,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round")
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
-    p = params.load()
-    train, validation = data.load(paths.TRAIN), data.load(paths.VALIDATION)
+    p = recipes.one_epoch(params.load())
+    train, validation, _ = recipes.splits()
     intervals = {"none": 0.0, f"every {p.runtime.checkpoint:g} s": p.runtime.checkpoint, "every step": 1e-9}
     taken: dict[str, list[float]] = {name: [] for name in intervals}
     counts = {}

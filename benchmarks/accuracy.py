@@ -76,7 +76,7 @@ class Training:
 
 def train_recipe(name: str, seed: int, setting: Setting) -> Training:
     """Train a recipe of the pipeline to its end."""
-    p = params.load(recipe=name)
+    p = params.load(changes={"recipe": name})
     learned, held_out = setting.learned, setting.held_out
     network = recipes.build(p, seed, len(learned.classes))
     steps = len(data.batches(len(learned), p.train.batch_size, torch.Generator()))

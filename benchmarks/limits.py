@@ -140,7 +140,7 @@ def peak_memory(recipe: str, precision: str) -> float:
 
 def training_row(recipe: str, precision: str, learned: Split, rounds: int, steps: int, device: torch.device) -> str:
     """Measure a recipe in one precision, and give its row of the table."""
-    p = params.load(recipe=recipe)
+    p = params.load(changes={"recipe": recipe})
     step = resident(p, precision, learned, device)
     with FlopCounterMode(display=False) as counter:
         step()

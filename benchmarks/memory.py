@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("recipe", choices=params.RECIPES)
     parser.add_argument("precision", choices=("fp32", "bf16"))
     options = parser.parse_args()
-    p = recipes.one_epoch(params.load(recipe=options.recipe))
+    p = recipes.one_epoch(params.load(changes={"recipe": options.recipe}))
     device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
     learned, held_out = data.load(paths.TRAIN), data.load(paths.VALIDATION)
     network = recipes.build(p, p.seed, len(learned.classes))

@@ -48,8 +48,7 @@ def wilson(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]
 def margin(first: float, second: float, count: int, z: float = 1.959964) -> float:
     """Give how far apart two accuracies on `count` images each must be before chance is an unlikely reason (5 %).
 
-    The two-proportion z-test with unpooled variance. It takes the two for independent; on the same images they are
-    not, and a paired test would see smaller differences.
+    The two-proportion z-test with unpooled variance, for different images; `significance.paired` is for the same ones.
     """
     return z * math.sqrt((first * (1 - first) + second * (1 - second)) / count)
 

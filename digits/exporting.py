@@ -98,10 +98,13 @@ def run_onnx(path: Path, split: Split, batch_size: int, threads: int) -> Tensor:
     return torch.cat([torch.from_numpy(session.run([OUTPUT], {INPUT: images})[0]) for images in batches])
 
 
-def model_card(data_name: str, description: Description, results: dict[str, dict[str, Any]]) -> str:
+def model_card(
+    data_name: str, description: Description, results: dict[str, dict[str, Any]], suggestions: list[str]
+) -> str:
     """Give the model card as Markdown, after Mitchell et al., "Model Cards for Model Reporting" (2019).
 
-    `results` holds the contents of metrics/dataset.json, train.json, test.json and export.json by these names.
+    `results` holds the contents of metrics/dataset.json, train.json, test.json and export.json by these names,
+    `suggestions` the lines of `advice.suggest`.
     """
     dataset, train, test = (flatten(results[name]) for name in ("dataset", "train", "test"))
     recall = results["test"]["recall"]
@@ -169,4 +172,8 @@ repository, finds the commits and the runs.
   a blank page) it still answers with one of its classes, and can be confident.
 - Images must be prepared as in training: cropped, scaled into 20 x 20 pixels and centred by mass in {SIDE} x {SIDE}.
 - How far its confidence can be trusted was measured on this test set only: see the calibration error above.
+
+## What may improve it
+
+{chr(10).join(f"- {line}" for line in suggestions) or "- Nothing that its figures would point to."}
 """

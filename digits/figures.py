@@ -160,6 +160,68 @@ def misclassified(split: Split, confidence: Tensor, predicted: Tensor, limit: in
             cell.set_title(f"{actual} → {guess}  {confidence[index]:.0%}", fontsize=9)
 
 
+def changed(
+    split: Split,
+    before: Sequence[str],
+    after: Sequence[str],
+    groups: dict[str, list[int]],
+    path: Path,
+    limit: int = 24,
+) -> None:
+    """Show images whose prediction changed from `before` to `after`: up to `limit` of each group of indices."""
+    columns = 8
+    heights = {name: max(1, -(-min(len(places), limit) // columns)) for name, places in groups.items()}
+    with _figure(path, columns * 1.1, sum(heights.values()) * 1.35 + 0.4 * len(groups)) as figure:
+        ratios = [height + 0.3 for height in heights.values()]
+        blocks = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=ratios)[:, 0]
+        for block, (name, places) in zip(blocks, groups.items(), strict=True):
+            block.suptitle(f"{min(len(places), limit)} of {len(places)} {name}: true class, prediction of A → of B")
+            cells = block.subplots(heights[name], columns, squeeze=False).flatten()
+            for cell in cells:
+                cell.set_axis_off()
+            for cell, index in zip(cells, places[:limit], strict=False):
+                _show(cell, split.images[index])
+                cell.set_axis_on()
+                actual = split.classes[int(split.labels[index])]
+                cell.set_title(f"{actual}: {before[index]} → {after[index]}", fontsize=9)
+
+
+def search_history(trials: Sequence[tuple[int, float, bool]], path: Path) -> None:
+    """Show the trials of a search: number, accuracy, and whether it came to its end; and the best until then."""
+    with _figure(path, 7, 4) as figure:
+        axes = figure.subplots()
+        for complete, colour, label in ((True, BLUE, "complete"), (False, GREY, "given up early")):
+            shown = [(number, max(1 - accuracy, 1e-4)) for number, accuracy, whole in trials if whole == complete]
+            if shown:
+                axes.plot(*zip(*shown, strict=True), "o", color=colour, label=label)
+        best, steps = 1.0, []
+        for number, accuracy, whole in sorted(trials):
+            best = min(best, max(1 - accuracy, 1e-4)) if whole else best
+            steps.append((number, best))
+        axes.plot(
+            *zip(*[step for step in steps if step[1] < 1], strict=True),
+            color=ORANGE,
+            drawstyle="steps-post",
+            label="best",
+        )
+        axes.set(title="Validation error by trial", xlabel="trial", ylabel="1 - accuracy", yscale="log")
+        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            set_formatter(FuncFormatter(lambda share, _: f"{100 * share:.2g} %"))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.legend()
+
+
+def importance(shares: dict[str, float], path: Path) -> None:
+    """Show how much of the differences between trials each knob explains."""
+    with _figure(path, 7, 0.35 * len(shares) + 1.2) as figure:
+        axes = figure.subplots()
+        names = sorted(shares, key=shares.__getitem__)
+        axes.barh(names, [shares[name] for name in names], color=BLUE)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set(title="What made the difference between trials (fANOVA)", xlabel="share of the variance explained")
+        axes.grid(visible=False, axis="y")
+
+
 def reliability(counts: Tensor, confidence: Tensor, accuracy: Tensor, error: float, path: Path) -> None:
     """Show accuracy by confidence, bin by bin, and how many predictions each bin holds (`evaluation.reliability`)."""
     bins, filled = len(counts), counts > 0

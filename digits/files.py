@@ -3,7 +3,9 @@
 A reader of any output of this project sees the old content or the new one, never half of it, whenever the writer dies.
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -49,6 +51,16 @@ def write_json(target: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Give the parsed content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Give the rows of a CSV file with a header."""
+    return parse_table(path.read_bytes())
+
+
+def parse_table(content: bytes) -> list[dict[str, str]]:
+    """Give the rows of what a CSV file with a header holds."""
+    return list(csv.DictReader(io.StringIO(content.decode())))
 
 
 SEAL = "0" * 32  # stands where a file will hold its own checksum

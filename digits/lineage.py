@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,8 @@ class State:
     """All that is known of one result of the whole pipeline, a commit's or a run's.
 
     `patch` is what its code differed by from `commit`, for `git apply`. `code` and `outputs` are MD5s by path; `params`
-    are text, `metrics` are named as in MLflow.
+    are text, `metrics` are named as in MLflow. `read` gives the content of a small result (under metrics/ or plots/),
+    or raises FileNotFoundError. `seconds` are those of training, which only MLflow knows.
     """
 
     name: str
@@ -39,6 +41,8 @@ class State:
     environment: dict[str, str]
     outputs: dict[str, str]
     metrics: dict[str, float]
+    read: Callable[[str], bytes]
+    seconds: float | None = None
 
 
 @cache

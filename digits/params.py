@@ -2,18 +2,19 @@
 
 A knob of training has one value, or one for each recipe (`{quick: 2, default: 5, best: 30}`), of which `recipe` picks.
 Unknown keys, missing keys, wrong types, values out of range and values that contradict each other are refused
-together, before any work, each as `params.yaml: train.epochs: …`.
+together, before any work, each as `params.yaml: train.epochs: …`. The knobs of a network are the arguments of its
+class: they are checked by `models.check`, which the train stage begins with.
 """
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from digits.command import UserError
-from digits.datasets import DATASETS, FOLDER, SIDE
+from digits.datasets import DATASETS, FOLDER
 from digits.files import flatten
 
 PATH = Path("params.yaml")
@@ -28,66 +29,66 @@ Amount = Annotated[float, Field(ge=0)]
 Source = Annotated[str, Field(pattern=r"^(torchvision|pypi|https?://\S+)$")]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """What may stand under a key of params.yaml, and of which type."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class DataParams(_Section):
+Kind = TypeVar("Kind", bound=Section)
+
+
+class DataParams(Section):
     name: Literal["mnist", "fashion_mnist", "kmnist", "folder"]
     folder: Annotated[str, Field(min_length=1)]
     sources: Annotated[list[Source], Field(min_length=1)]
     timeout: Annotated[float, Field(gt=0)]
 
 
-class SplitParams(_Section):
+class SplitParams(Section):
     validation: Count
+    training_share: Annotated[float, Field(gt=0, le=1)]
     seed: Seed
 
 
-class CNNParams(_Section):
-    crop: Annotated[int, Field(ge=0, le=8)]
-    channels: Annotated[list[Count], Field(min_length=2, max_length=6)]
-    hidden: Count
-    dropout: Share
+class ModelParams(Section):
+    """Which network; every key but these is a section with the knobs of the network of that name."""
 
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[str, Any]]
 
-class MLPParams(_Section):
-    hidden: list[Count]
-    dropout: Share
-
-
-class ModelParams(_Section):
-    name: Literal["cnn", "mlp"]
+    name: str
     members: Count
-    cnn: CNNParams
-    mlp: MLPParams
+    tta_shift: Annotated[int, Field(ge=0, le=8)]
 
     def knobs(self) -> dict[str, Any]:
-        """Give the number of networks and the knobs of the kind that `name` picks."""
-        section: _Section = getattr(self, self.name)
-        return {"members": self.members, **section.model_dump()}
+        """Give the knobs that make the network: those of every network, and its own."""
+        own: dict[str, Any] = getattr(self, self.name)
+        return {"members": self.members, "tta_shift": self.tta_shift, **own}
 
 
-class TrainParams(_Section):
+class TrainParams(Section):
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]  # batch norm needs two
     optimizer: Literal["sgd", "adamw"]
     learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Literal["linear", "cosine", "constant"]
     warmup: Annotated[float, Field(ge=0, le=1)]
     momentum: Share
     weight_decay: Amount
     label_smoothing: Share
+    ema: Share
     keep: Literal["last", "best"]
 
 
-class AugmentationParams(_Section):
+class AugmentationParams(Section):
     rotation: Annotated[float, Field(ge=0, le=180)]
     scale: Share
     shift: Annotated[float, Field(ge=0, le=28)]
     shear: Amount
 
 
-class RuntimeParams(_Section):
+class RuntimeParams(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Count
     batch_size: Count
@@ -98,17 +99,17 @@ class RuntimeParams(_Section):
     checkpoint: Amount
 
 
-class EvaluateParams(_Section):
+class EvaluateParams(Section):
     bins: Count
     gallery: Count
 
 
-class ExportParams(_Section):
+class ExportParams(Section):
     opset: Annotated[int, Field(ge=18, le=21)]
     tolerance: Annotated[float, Field(gt=0)]
 
 
-class Params(_Section):
+class Params(Section):
     """All of params.yaml, one attribute a section."""
 
     recipe: Literal["quick", "default", "best"]
@@ -136,11 +137,30 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load(path: Path = PATH, recipe: str | None = None) -> Params:
-    """Read params.yaml in the working directory, which DVC sets to the repository's root; `recipe` overrides its own.
+def load(path: Path = PATH, changes: dict[str, Any] | None = None) -> Params:
+    """Read params.yaml in the working directory, which DVC sets to the repository's root.
 
+    `changes` are values that stand in for those of the file, by dotted key: `{"recipe": "quick", "train.epochs": 3}`.
     Raises UserError with one line for each fault.
     """
+    content, changes = read(Params, path), changes or {}
+    content = choose(content | ({"recipe": changes["recipe"]} if "recipe" in changes else {}))
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        node = content
+        for section in sections:
+            node = node.get(section, {}) if isinstance(node, dict) else {}
+        if not isinstance(node, dict) or name not in node:
+            raise UserError(f"{path}: {key}: no knob of that name")
+        node[name] = value
+    params = check(Params, content, path)
+    if faults := _contradictions(params):
+        raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
+    return params
+
+
+def read(kind: type[Section], path: Path) -> dict[str, Any]:
+    """Give what a YAML file holds that shall have the keys of `kind`. Raises UserError if it is no such file at all."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
@@ -148,18 +168,31 @@ def load(path: Path = PATH, recipe: str | None = None) -> Params:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold sections ({', '.join(Params.model_fields)}), holds {content!r}")
-    if recipe:
-        content["recipe"] = recipe
+        raise UserError(f"{path}: must hold sections ({', '.join(kind.model_fields)}), holds {content!r}")
+    return content
+
+
+def assigned(settings: list[str]) -> dict[str, Any]:
+    """Give the values of settings like "train.epochs=3", by dotted key. Raises UserError if one is not such."""
+    found = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"-S {setting}: must be KEY=VALUE")
+        try:
+            found[key] = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError:
+            raise UserError(f"-S {setting}: the value is not valid YAML") from None
+    return found
+
+
+def check(kind: type[Kind], content: Any, path: Path = PATH, place: tuple[str, ...] = ()) -> Kind:
+    """Give what a file holds at `place` as checked object. Raises UserError with one line for each fault."""
     try:
-        params = Params.model_validate(choose(content))
+        return kind.model_validate(content)
     except ValidationError as error:
-        faults = [_describe(fault) for fault in error.errors()]
-    else:
-        faults = list(_contradictions(params))
-        if not faults:
-            return params
-    raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
+        faults = [f"{path}: {_describe(fault, kind, place)}" for fault in error.errors()]
+    raise UserError("\n".join(faults))
 
 
 def choose(content: dict[str, Any]) -> dict[str, Any]:
@@ -179,11 +212,11 @@ def choose(content: dict[str, Any]) -> dict[str, Any]:
     return {key: chosen(value) if key in OF_RECIPES else value for key, value in content.items()}
 
 
-def _describe(fault: Any) -> str:
-    """Say one of pydantic's faults as "train.epochs: input should be a valid integer, not 'abc'"."""
-    place = ".".join(map(str, fault["loc"]))
+def _describe(fault: Any, kind: type[Section], above: tuple[str, ...]) -> str:
+    """Say one of pydantic's faults as "train.epochs: must be a valid integer, not 'abc'"."""
+    place = ".".join(map(str, above + fault["loc"]))
     if fault["type"] == "extra_forbidden":
-        section: Any = Params
+        section: Any = kind
         for key in fault["loc"][:-1]:
             section = section.model_fields[key].annotation
         return f"{place}: unknown key; known there: {', '.join(section.model_fields)}"
@@ -194,7 +227,7 @@ def _describe(fault: Any) -> str:
             f"{place}: must be torchvision, pypi or a URL that begins with http:// or https://, not {fault['input']!r}"
         )
     if isinstance(fault["input"], dict) and fault["input"] and fault["input"].keys() <= set(RECIPES):
-        if fault["loc"][0] not in OF_RECIPES:
+        if place.split(".")[0] not in OF_RECIPES:
             return f"{place}: must have one value; only knobs of {', '.join(OF_RECIPES)} can have one for each recipe"
         known = ", ".join(name for name in RECIPES if name in fault["input"])
         return f"{place}: has values for {known} only; must have one for the recipe, or one for all"
@@ -220,12 +253,10 @@ def _contradictions(params: Params) -> list[str]:
             )
         if data.name != "mnist" and data.sources == ["pypi"]:
             faults.append(f"data.sources: pypi has mnist only, not {data.name}; add torchvision or a URL")
-    cnn, side = params.model.cnn, SIDE - 2 * params.model.cnn.crop
-    room = ((side - 4) // 2 - 2) // 2 + 1  # 5x5 and a pool, then 2 pixels a convolution, of which the last pool needs 2
-    if len(cnn.channels) > room:
+    known = sorted(params.model.model_extra or {})
+    if params.model.name not in known:
         faults.append(
-            f"model.cnn.channels: {len(cnn.channels)} convolutions leave nothing of {side} x {side} pixels; with "
-            f"model.cnn.crop {cnn.crop} there is room for {room}"
+            f"model.name: must be a network with a section there ({', '.join(known)}), not {params.model.name!r}"
         )
     runtime = params.runtime
     if runtime.reproducibility == "portable":

@@ -72,14 +72,14 @@ def describe(path: Path) -> dict[str, Any]:
 def origins(checksum: str) -> tuple[list[str], list[str]]:
     """Give the commits and experiments, and the MLflow runs, that made a file with this MD5, the newest first."""
     listed = git("log", "--all", "--format=%H", "-S", checksum, "--", "dvc.lock") or b""
-    commits = [commit for commit in listed.decode().split() if checksum in _text(commit, "dvc.lock")]
+    commits = [commit for commit in listed.decode().split() if checksum.encode() in _content(commit, "dvc.lock")]
     return commits, tracking.runs_with(checksum)
 
 
 def resolve(what: str) -> State:
     """Give the state that `what` stands for. Raises UserError if nothing has that name, or MLflow does not answer."""
     if what == WORKSPACE:
-        return _from_lock(WORKSPACE, None, lambda file: Path(file).read_text(encoding="utf-8"))
+        return _from_lock(WORKSPACE, None, lambda file: Path(file).read_bytes())
     if Path(what).suffix in MODELS and Path(what).exists():
         describe(Path(what))
         commits, runs = origins(md5(Path(what)))
@@ -102,12 +102,22 @@ def resolve(what: str) -> State:
 
 
 def _from_commit(commit: str) -> State:
-    return _from_lock(_name(commit), commit, lambda file: _text(commit, file))
+    return _from_lock(_name(commit), commit, lambda file: _content(commit, file))
 
 
-def _from_lock(name: str, commit: str | None, read: Callable[[str], str]) -> State:
+def experiments(pattern: str) -> list[str]:
+    """Give the commits of the DVC experiments whose names fit a pattern with `*` or `?`, by name; none for a name."""
+    if not re.search(r"[*?\[]", pattern):
+        return []
+    found = git("for-each-ref", "--sort=refname", "--format=%(objectname)", f"refs/exps/*/*/{pattern}") or b""
+    if not found:
+        raise UserError(f"{pattern}: no DVC experiment has such a name; `dvc exp list --all-commits` names them")
+    return found.decode().split()
+
+
+def _from_lock(name: str, commit: str | None, read: Callable[[str], bytes]) -> State:
     try:
-        stages = lineage.lock(read("dvc.lock"))
+        stages = lineage.lock(read("dvc.lock").decode())
     except OSError:
         raise UserError(f"{name}: has no dvc.lock, so no result") from None
     outputs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
@@ -121,14 +131,15 @@ def _from_lock(name: str, commit: str | None, read: Callable[[str], str]) -> Sta
         if part.metrics.as_posix() in outputs:
             values = flatten(json.loads(read(part.metrics.as_posix())))
             metrics |= {part.prefix + key: value for key, value in values.items()}
-    return State(name, commit, b"", code, {key: str(value) for key, value in knobs.items()}, {}, outputs, metrics)
+    text = {key: str(value) for key, value in knobs.items()}
+    return State(name, commit, b"", code, text, {}, outputs, metrics, read)
 
 
-def _text(commit: str, file: str) -> str:
+def _content(commit: str, file: str) -> bytes:
     found = git("show", f"{commit}:./{file}")
     if found is None:
         raise FileNotFoundError(file)
-    return found.decode()
+    return found
 
 
 def _name(commit: str) -> str:
@@ -197,7 +208,7 @@ def reproduce(what: str) -> None:
         )
         if done.returncode:
             raise UserError(f"{state.name}: its pipeline does not run here, see above")
-        made = _from_lock("reproduced", None, lambda file: (place / file).read_text(encoding="utf-8")).outputs
+        made = _from_lock("reproduced", None, lambda file: (place / file).read_bytes()).outputs
     _compare(state, made)
 
 
@@ -219,7 +230,7 @@ def tell_difference(first: State, second: State) -> None:
     for title, old, new in (
         ("code", first.code, second.code),
         ("params", first.params, second.params),
-        ("data", _data(first), _data(second)),
+        ("data", data_of(first), data_of(second)),
         ("environment", first.environment, second.environment),
         ("results", first.metrics, second.metrics),
     ):
@@ -227,41 +238,45 @@ def tell_difference(first: State, second: State) -> None:
         if unknown:
             print(f"\n{title}\n  not known of {' and '.join(unknown)}")
             continue
-        one, other = (_numbers(old), _numbers(new)) if title == "params" else (old, new)
-        keys = [key for key in {**old, **new} if one.get(key) != other.get(key)]
+        keys = changed(old, new)
         if not keys:
             equal.append(title)
             continue
         print(f"\n{title}")
         width = max(map(len, keys))
         for key in keys:
-            print(f"  {key:{width}}  {_short(old.get(key))} -> {_short(new.get(key))}")
+            print(f"  {key:{width}}  {short(old.get(key))} -> {short(new.get(key))}")
     print(f"\nthe same: {', '.join(equal) or 'nothing'}")
 
 
-def _with_environment(state: State) -> State:
-    """Add the environment of a commit's result: that of a run which made the same model, if MLflow has one."""
+def with_run(state: State) -> State:
+    """Add to a commit's result what only MLflow knows: environment and seconds of a run that made the same model."""
     model = state.outputs.get(paths.MODEL.as_posix())
     if state.environment or not model:
         return state
     runs = (tracking.find(run_id) for run_id in tracking.runs_with(model))
-    return replace(state, environment=next((found.environment for found in runs if found), {}))
+    found = next((found for found in runs if found), state)
+    return replace(state, environment=found.environment, seconds=found.seconds)
 
 
-def _data(state: State) -> dict[str, str]:
+def data_of(state: State) -> dict[str, str]:
+    """Give the MD5s of the data among a result's outputs, by path."""
     return {file: checksum for file, checksum in state.outputs.items() if file.startswith("data/")}
 
 
-def _numbers(params: dict[str, Any]) -> dict[str, Any]:
-    """Give params with numbers as such, exactly: they are written as 20 in one place and as 20.0 in another."""
-    found = dict(params)
-    for key, text in params.items():
-        with contextlib.suppress(InvalidOperation):
-            found[key] = Decimal(text)
-    return found
+def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Give the keys whose values differ; a number is the same as 20 and as 20.0, as different places write it."""
+    return [key for key in {**old, **new} if _number(old.get(key)) != _number(new.get(key))]
 
 
-def _short(value: Any) -> str:
+def _number(value: Any) -> Any:
+    with contextlib.suppress(InvalidOperation):
+        return Decimal(value) if isinstance(value, str) else value
+    return value
+
+
+def short(value: Any) -> str:
+    """Give a value for a table, an MD5 by its first digits."""
     if value is None:
         return "(none)"
     return value[:8] if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32}", value) else str(value)
@@ -285,7 +300,7 @@ def main() -> None:
     elif arguments.command == "reproduce":
         reproduce(arguments.result)
     else:
-        tell_difference(*(_with_environment(resolve(name)) for name in (arguments.first, arguments.second)))
+        tell_difference(*(with_run(resolve(name)) for name in (arguments.first, arguments.second)))
 
 
 if __name__ == "__main__":

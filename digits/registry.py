@@ -3,13 +3,15 @@
 Each new network becomes a version; the alias `champion` names the one that validation images have shown to be best.
 """
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from digits import data, evaluation, models, paths
+from digits import data, models, paths, significance
 from digits.datasets import SIDE
-from digits.files import md5, read_json
+from digits.files import md5, read_json, read_table
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,7 +44,6 @@ def register(client: "MlflowClient", run_id: str) -> None:
         "model_md5": md5(paths.MODEL),
         "validation_md5": md5(paths.VALIDATION),
         "validation_accuracy": str(read_json(paths.TRAIN_METRICS)["validation_accuracy"]),
-        "validation_count": str(read_json(paths.DATASET_METRICS)["validation"]["count"]),
     }
     known = client.search_model_versions(f"name = '{MODEL_NAME}' and tags.model_md5 = '{tags['model_md5']}'")
     version = known[0] if known else mlflow.register_model(logged.model_uri, MODEL_NAME, tags=tags)
@@ -53,7 +54,8 @@ def register(client: "MlflowClient", run_id: str) -> None:
 def _decide(client: "MlflowClient", version: "ModelVersion") -> None:
     """Move the alias to this version if validation images show it to be better by more than chance, or there is none.
 
-    The test set has no say in it. Figures and decision become tags of the version.
+    By `significance.paired`, from the predictions that evaluate wrote; the test set has no say in it. Figures and
+    decision become tags of the version.
     """
     tags = {}
     if ALIAS not in client.get_registered_model(MODEL_NAME).aliases:
@@ -64,13 +66,15 @@ def _decide(client: "MlflowClient", version: "ModelVersion") -> None:
         if version.tags["validation_md5"] != champion.tags.get("validation_md5"):
             wins, verdict = False, f"version {champion.version} was validated on other images"
         else:
-            new, old = (float(one.tags["validation_accuracy"]) for one in (version, champion))
-            margin = evaluation.margin(new, old, int(version.tags["validation_count"]))
-            tags |= {"gain": str(new - old), "margin": str(margin)}
-            wins = new - old > margin
+            new, old = _correct(client, version), _correct(client, champion)
+            fixed = sum(after and not before for before, after in zip(old, new, strict=True))
+            broken = sum(before and not after for before, after in zip(old, new, strict=True))
+            finding = significance.paired(fixed, broken, len(new))
+            tags |= {"gain": str(finding.difference), "p": str(finding.p)}
+            wins = finding.verdict == "better"
             verdict = (
-                f"{new:.2%} of validation images against {old:.2%} of version {champion.version}, where chance may "
-                f"give {margin:.2%}"
+                f"of {len(new):,} validation images it puts {fixed} right and {broken} wrong against version "
+                f"{champion.version}, p = {finding.p:.2g} by McNemar's test"
             )
     if wins:
         client.set_registered_model_alias(MODEL_NAME, ALIAS, version.version)
@@ -79,3 +83,11 @@ def _decide(client: "MlflowClient", version: "ModelVersion") -> None:
     answer = f"{'yes' if wins else 'no'}: {verdict}"
     client.set_model_version_tag(MODEL_NAME, version.version, "champion", answer)  # last: what dies half way is redone
     print(f"MLflow: {MODEL_NAME} version {version.version}; champion? {answer}")
+
+
+def _correct(client: "MlflowClient", version: "ModelVersion") -> list[bool]:
+    """Say of each validation image whether this version is right, from the table in its run."""
+    assert version.run_id  # `register` gives each its run
+    with tempfile.TemporaryDirectory() as folder:
+        table = read_table(Path(client.download_artifacts(version.run_id, str(paths.VALIDATION_TABLE), folder)))
+    return [row["actual"] == row["predicted"] for row in table]

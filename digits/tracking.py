@@ -18,7 +18,6 @@ ever stops a stage: it costs seconds and one line.
 """
 
 import argparse
-import csv
 import getpass
 import json
 import logging
@@ -41,7 +40,7 @@ from filelock import FileLock
 
 from digits import distributed, lineage, params, paths, registry, runtime
 from digits.command import UserError, run
-from digits.files import atomic, digest, flatten, md5, read_json
+from digits.files import atomic, digest, flatten, md5, read_json, read_table
 from digits.lineage import State
 from digits.params import Params
 
@@ -49,7 +48,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "mnist"
+SECONDS = "training_seconds"  # metric of a run: how long its training took, the only one that no file holds
 OFF = "off"  # the value of MLFLOW_TRACKING_URI for which nothing is logged
+
+LATER = "the results are in the files, `python -m digits.tracking sync` logs them later"
+LOST = "the search goes on without a record there"
 
 ENVIRONMENT = {  # set before mlflow is imported, unless the user has set them
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -79,7 +82,14 @@ PARTS = {
     "evaluate": Part(
         paths.TEST_METRICS,
         "test_",
-        (paths.CONFUSION_TABLE, paths.CONFUSION, paths.MISCLASSIFIED, paths.RELIABILITY),
+        (
+            paths.EVIDENCE,
+            paths.VALIDATION_TABLE,
+            paths.CONFUSION_TABLE,
+            paths.CONFUSION,
+            paths.MISCLASSIFIED,
+            paths.RELIABILITY,
+        ),
         {"test_md5": paths.TEST},
     ),
     "export": Part(
@@ -104,6 +114,7 @@ class TrainingRun:
         self._run_id: str | None = None
         self._logged: set[int] = set()
         self._live = False
+        self._began = time.monotonic()
 
     def __enter__(self) -> "TrainingRun":
         if _uri() == OFF:
@@ -114,6 +125,7 @@ class TrainingRun:
             if self._run_id:
                 client.set_tag(self._run_id, "process", _process())
                 self._logged = _logged_epochs(client, self._run_id)
+                self._began -= client.get_run(self._run_id).data.metrics.get(SECONDS, 0.0)
             else:
                 self._run_id = _create(client, experiment, self._params, self._device)
                 client.set_tag(self._run_id, "training", self._key)
@@ -125,7 +137,7 @@ class TrainingRun:
         if self._live and self._run_id and int(row["epoch"]) not in self._logged:
             self._live = False
             with _survival():
-                _log_epochs(_connect()[0], self._run_id, [row])
+                _log_epochs(_connect()[0], self._run_id, [row | {SECONDS: time.monotonic() - self._began}])
                 self._live = True
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -136,6 +148,59 @@ class TrainingRun:
                 else:
                     status = "FAILED" if issubclass(kind, Exception) else "KILLED"
                     _connect()[0].set_terminated(self._run_id, status)
+
+
+class Trial:
+    """The run of one trial of a search, under the run of its study: `with Trial(…) as live: live.log(row)`."""
+
+    def __init__(self, p: Params, device: torch.device, study: str, number: int) -> None:
+        self._params, self._device, self._study, self._number = p, device, study, number
+        self._run_id: str | None = None
+
+    def __enter__(self) -> "Trial":
+        if _uri() != OFF:
+            with _survival(LOST):
+                client, experiment = _connect()
+                tags = {"mlflow.parentRunId": _study(client, experiment, self._study), "trial": str(self._number)}
+                name = f"{self._study} trial {self._number}"
+                self._run_id = _create(client, experiment, self._params, self._device, name, tags)
+        return self
+
+    def log(self, row: dict[str, float]) -> None:
+        """Log one epoch."""
+        if self._run_id:
+            with _survival(LOST):
+                _log_epochs(_connect()[0], self._run_id, [row])
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._run_id:
+            with _survival(LOST):
+                client, _ = _connect()
+                given_up = kind is not None and kind.__name__ == "TrialPruned"
+                if given_up:
+                    client.set_tag(self._run_id, "given_up", str(error) or "behind the other trials")
+                client.set_terminated(self._run_id, "FINISHED" if kind is None or given_up else "KILLED")
+
+
+def record_study(study: str, pictures: list[Path]) -> None:
+    """Add pictures to the run of a study."""
+    if _uri() != OFF:
+        with _survival(LOST):
+            client, experiment = _connect()
+            run_id = _study(client, experiment, study)
+            for path in pictures:
+                client.log_artifact(run_id, str(path))
+            client.set_terminated(run_id)
+
+
+def _study(client: "MlflowClient", experiment: str, name: str) -> str:
+    """Give the id of the run that stands for a study, made if need be."""
+    with _lock("study"):  # of two processes that begin a study at once, the second sees what the first made
+        found = client.search_runs([experiment], f"tags.study = '{name}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        tags = {"study": name, "mlflow.user": getpass.getuser(), "process": _process()}
+        return str(client.create_run(experiment, tags=tags, run_name=f"study {name}").info.run_id)
 
 
 def record(p: Params, stage: str, device: torch.device) -> None:
@@ -191,8 +256,24 @@ def find(run_id: str) -> State | None:
         found.data.params,
         record.get("environment", {}),
         json.loads(contents.get(OUTPUTS, "{}")),
-        found.data.metrics,
+        {key: value for key, value in found.data.metrics.items() if key != SECONDS},
+        lambda file: _artifact(run_id, file),
+        found.data.metrics.get(SECONDS),
     )
+
+
+def _artifact(run_id: str, file: str) -> bytes:
+    """Give the content of a run's artifact. Raises FileNotFoundError, or UserError if MLflow does not answer."""
+    try:
+        client, _ = _connect()
+        if file not in {entry.path for entry in client.list_artifacts(run_id, Path(file).parent.as_posix())}:
+            raise FileNotFoundError(file)
+        with tempfile.TemporaryDirectory() as folder:
+            return Path(client.download_artifacts(run_id, file, folder)).read_bytes()
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise UserError(_explain(error)) from None
 
 
 def runs_with(checksum: str) -> list[str]:
@@ -215,15 +296,12 @@ def runs_with(checksum: str) -> list[str]:
 
 
 @contextmanager
-def _survival() -> Iterator[None]:
+def _survival(consequence: str = LATER) -> Iterator[None]:
     """Turn whatever the tracker throws into one line: the results of a stage are worth more than their record."""
     try:
         yield
     except Exception as error:
-        print(
-            f"{_explain(error)}; the results are in the files, `python -m digits.tracking sync` logs them later",
-            file=sys.stderr,
-        )
+        print(f"{_explain(error)}; {consequence}", file=sys.stderr)
 
 
 def _explain(error: Exception) -> str:
@@ -305,15 +383,25 @@ def _make(database: Path) -> None:
         event.remove(Engine, "connect", hurry)
 
 
-def _create(client: "MlflowClient", experiment: str, p: Params, device: torch.device) -> str:
-    """Begin a run that says what is run: params, code, environment, experiment. Gives its id."""
+def _create(
+    client: "MlflowClient",
+    experiment: str,
+    p: Params,
+    device: torch.device,
+    name: str | None = None,
+    more: dict[str, str] | None = None,
+) -> str:
+    """Begin a run that says what is run: params, code, environment, experiment. Gives its id.
+
+    `name` is that of the run, by default of the DVC experiment or the commit; `more` are tags of its own.
+    """
     from mlflow.entities import Param
 
-    name, commit, patch = os.environ.get("DVC_EXP_NAME"), lineage.commit(), lineage.uncommitted()
+    experiment_name, commit, patch = os.environ.get("DVC_EXP_NAME"), lineage.commit(), lineage.uncommitted()
     precision = runtime.precision_of(p.runtime.precision, device, p.runtime.reproducibility)
     code = lineage.code(*lineage.stages())
     environment = {**runtime.environment(device, precision), "processes": str(distributed.size())}
-    tags = {
+    tags = (more or {}) | {
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": "dvc",
         "mlflow.user": getpass.getuser(),
@@ -321,11 +409,11 @@ def _create(client: "MlflowClient", experiment: str, p: Params, device: torch.de
         "code_md5": digest(code),
         **{f"environment.{key}": value for key, value in environment.items()},
     }
-    if name:
-        tags["dvc_experiment"] = name
+    if experiment_name:
+        tags["dvc_experiment"] = experiment_name
     if commit:
         tags |= {"git_commit": commit, "mlflow.source.git.commit": commit, "git_dirty": str(bool(patch)).lower()}
-    created = client.create_run(experiment, tags=tags, run_name=name or (commit and commit[:7]))
+    created = client.create_run(experiment, tags=tags, run_name=name or experiment_name or (commit and commit[:7]))
     run_id = str(created.info.run_id)
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in p.flat().items()])
     client.log_dict(run_id, {"commit": commit, "code": code, "environment": environment}, RECORD)
@@ -432,8 +520,7 @@ def _log_part(client: "MlflowClient", run_id: str, name: str) -> None:
     part = PARTS[name]
     step = 0
     if name == "train":
-        with paths.CURVE_TABLE.open(newline="") as file:
-            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{key: float(value) for key, value in row.items()} for row in read_table(paths.CURVE_TABLE)]
         logged = _logged_epochs(client, run_id)
         _log_epochs(client, run_id, [row for row in rows if int(row["epoch"]) not in logged])
         step = len(rows)

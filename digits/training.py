@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from digits import distributed, evaluation, runtime
@@ -52,9 +53,9 @@ def fit(
 ) -> Iterator[Epoch]:
     """Train `network` in place on `device`; after each epoch give its result, with the network as it then is.
 
-    When the generator ends, the network holds the weights that `train.keep` asks for. `batch_size` is the number of
-    images at once where nothing is learned. Every draw but dropout's comes from a generator of its own. With a
-    `precision` of bfloat16, products are computed in it; weights, their updates and sums stay float32.
+    When the generator ends, the network holds the weights that `train.keep` and `train.ema` ask for. `batch_size` is
+    the number of images at once where nothing is learned. Every draw but dropout's comes from a generator of its own.
+    With a `precision` of bfloat16, products are computed in it; weights, their updates and sums stay float32.
     With a `checkpoint` the whole state is saved now and then, and a saved one is gone on from: the epochs that it has
     seen are given again, and everything after is as if there had been no break, bit for bit.
     Raises UserError if the loss is no longer finite.
@@ -65,6 +66,10 @@ def fit(
     order, distortion = generator(seed, "order"), generator(seed, "augmentation")
     torch.manual_seed(derive(seed, "dropout"))  # dropout can only draw from the global generator
     optimizer = _optimizer(network, train)
+    average = (
+        AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True) if train.ema else None
+    )
+    final: nn.Module = average.module if average else network  # what is measured, and at last kept
     autocast = runtime.autocast(device, precision)
     per_epoch = len(batches(len(training), train.batch_size, torch.Generator()))
     steps = train.epochs * per_epoch
@@ -76,6 +81,8 @@ def fit(
     if state:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
+        if average:
+            average.load_state_dict(state["average"])
         epochs = [Epoch(**row) for row in state["epochs"]]
         best, kept = state["best"], state["kept"]
         place = state["place"]
@@ -93,7 +100,7 @@ def fit(
             network.train()
             before_shuffle = order.get_state()
             for indices in batches(len(training), train.batch_size, order)[place:]:
-                learning_rate = train.learning_rate * _factor(step, steps, train.warmup)
+                learning_rate = train.learning_rate * _factor(step, steps, train)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate
                 part = distributed.begin_batch(len(indices))
@@ -107,6 +114,8 @@ def fit(
                 loss.backward()
                 distributed.sum_gradients(network)
                 optimizer.step()
+                if average:
+                    average.update_parameters(network)
                 step, place = step + 1, place + 1
                 bar.update()
                 if step % 50 == 0:  # reading the loss waits for the device
@@ -116,6 +125,7 @@ def fit(
                         {
                             "network": network.state_dict(),
                             "optimizer": optimizer.state_dict(),
+                            "average": average.state_dict() if average else {},
                             "epochs": [asdict(row) for row in epochs],
                             "best": best,
                             "kept": kept,
@@ -126,8 +136,8 @@ def fit(
                         }
                     )
             place = 0
-            train_loss, train_accuracy = _measure(network, sample, batch_size, device, precision)
-            validation_loss, validation_accuracy = _measure(network, validation, batch_size, device, precision)
+            train_loss, train_accuracy = _measure(final, sample, batch_size, device, precision)
+            validation_loss, validation_accuracy = _measure(final, validation, batch_size, device, precision)
             if not math.isfinite(validation_loss):
                 raise UserError(
                     f"params.yaml: train.learning_rate: training diverged in epoch {epoch} (validation loss "
@@ -136,7 +146,7 @@ def fit(
             if validation_accuracy > best:
                 best = validation_accuracy
                 if train.keep == "best":
-                    kept = {key: value.clone() for key, value in network.state_dict().items()}
+                    kept = {key: value.clone() for key, value in final.state_dict().items()}
             epochs.append(
                 Epoch(
                     epoch,
@@ -144,12 +154,12 @@ def fit(
                     validation_loss,
                     train_accuracy,
                     validation_accuracy,
-                    train.learning_rate * _factor(step - 1, steps, train.warmup),
+                    train.learning_rate * _factor(step - 1, steps, train),
                 )
             )
             yield epochs[-1]
-    if kept:
-        network.load_state_dict(kept)
+    if kept or average:
+        network.load_state_dict(kept or final.state_dict())
 
 
 def loss_of(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
@@ -176,8 +186,11 @@ def _optimizer(network: nn.Module, train: TrainParams) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, train.learning_rate, betas=(train.momentum, 0.999), fused=True)
 
 
-def _factor(step: int, steps: int, warmup: float) -> float:
-    """Give the share of the peak learning rate: linear up over `warmup` of all steps, then linear down to 0."""
+def _factor(step: int, steps: int, train: TrainParams) -> float:
+    """Give the share of the peak learning rate: linear up over the warm-up, then down to 0 as `schedule` says."""
     # Half a step in, so that neither the first nor the last step is wasted on a learning rate of 0.
-    peak, place = warmup * steps, step + 0.5
-    return place / peak if place < peak else (steps - place) / (steps - peak)
+    peak, place = train.warmup * steps, step + 0.5
+    if place < peak:
+        return place / peak
+    left = (steps - place) / (steps - peak)
+    return {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "constant": 1.0}[train.schedule]

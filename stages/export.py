@@ -6,7 +6,7 @@ off than `export.tolerance`.
 
 from torch import Tensor
 
-from digits import data, evaluation, exporting, lineage, models, params, paths, runtime, tracking
+from digits import advice, data, evaluation, exporting, lineage, models, params, paths, runtime, tracking
 from digits.command import UserError, run
 from digits.files import read_json, write_json, write_text
 
@@ -36,7 +36,10 @@ def main() -> None:
     write_json(paths.EXPORT_METRICS, metrics)
 
     results = {path.stem: read_json(path) for path in (paths.DATASET_METRICS, paths.TRAIN_METRICS, paths.TEST_METRICS)}
-    write_text(paths.MODEL_CARD, exporting.model_card(p.data.name, description, results | {"export": metrics}))
+    suggestions = advice.suggest(read_json(paths.EVIDENCE))
+    write_text(
+        paths.MODEL_CARD, exporting.model_card(p.data.name, description, results | {"export": metrics}, suggestions)
+    )
     tracking.record(p, "export", device)
 
 

@@ -37,6 +37,10 @@ def divide(p: params.Params) -> None:
     known = DATASETS.get(p.data.name)
     classes = known.classes if known else tuple(map(str, range(int(labels.max()) + 1)))
     chosen, held_out = data.stratified(labels, p.split.validation, generator(p.split.seed, "split"))
+    if p.split.training_share < 1:
+        count = max(2, round(p.split.training_share * len(chosen)))
+        _, part = data.stratified(labels[chosen], count, generator(p.split.seed, "share"))
+        chosen = chosen[part]
     everything = data.Split(images, labels, classes)
     data.save(everything, paths.TRAIN, chosen)
     data.save(everything, paths.VALIDATION, held_out)

@@ -20,6 +20,7 @@ from digits.files import digest, read_json, write_json, write_text
 
 def main() -> None:
     p = params.load()
+    models.check(p.model.model_extra or {})
     distributed.launch(p.runtime.processes, "stages.train")
     device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
     with distributed.joined(device):

@@ -35,10 +35,8 @@ def trained(contestant: str, seed: int, *points: tuple[float, float]) -> Trainin
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Params:
     """Give the recipe quick with a tiny network, from the repository's params.yaml."""
     monkeypatch.chdir(ROOT)
-    p = params.load(recipe="quick")
-    cnn = p.model.cnn.model_copy(update={"crop": 0, "channels": [2, 2], "hidden": 4})
-    small = p.train.model_copy(update={"batch_size": 16, "epochs": 2})
-    return p.model_copy(update={"model": p.model.model_copy(update={"cnn": cnn}), "train": small})
+    network = {"model.cnn.crop": 0, "model.cnn.channels": [2, 2], "model.cnn.hidden": 4}
+    return params.load(changes={"recipe": "quick", "train.batch_size": 16, "train.epochs": 2, **network})
 
 
 @pytest.mark.parametrize("name", peers.PEERS)

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest  # type: ignore[import-untyped]  # ships no types
+from scipy.stats import binomtest
 from sklearn import metrics  # type: ignore[import-untyped]  # ships no types
 from torch import Tensor, nn
 

@@ -155,7 +155,7 @@ RESULTS: dict[str, dict[str, Any]] = {
 
 
 def test_model_card_tells_the_figures_of_the_pipeline() -> None:
-    card = exporting.model_card("mnist", DESCRIPTION, RESULTS)
+    card = exporting.model_card("mnist", DESCRIPTION, RESULTS, ["try this", "and that"])
     for told in (
         "# Model card: cnn on mnist",
         "3 classes: left, middle, right. 123,456 trained parameters",
@@ -172,12 +172,14 @@ def test_model_card_tells_the_figures_of_the_pipeline() -> None:
         "| `model.channels` | [2, 3] |",
         "| `train.keep` | best |",
         "| `seed` | 3 |",
+        "## What may improve it\n\n- try this\n- and that\n",
     ):
         assert told in card, told
 
 
 def test_code_in_the_model_card_runs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = exporting.model_card("mnist", DESCRIPTION, RESULTS)
+    card = exporting.model_card("mnist", DESCRIPTION, RESULTS, [])
+    assert "- Nothing that its figures would point to." in card
     code = card.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(exported)
     names: dict[str, Any] = {}

@@ -194,3 +194,38 @@ def test_figures_need_no_display_and_touch_nothing_at_import(tmp_path: Path) -> 
     environment |= {"MPLBACKEND": "tkagg", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_changed_images_are_in_the_block_of_their_group(tmp_path: Path, drawn: list[Figure]) -> None:
+    names = [SPLIT.classes[label] for label in SPLIT.labels.tolist()]
+    before, after = list(names), list(names)
+    before[1], after[4], after[9] = "left", "right", "left"
+    groups = {"put right by B": [1], "put wrong by B": [4, 9]}
+    figures.changed(SPLIT, before, after, groups, tmp_path / "figure.png", limit=1)
+    titles = [axes.get_title() for axes in drawn[0].axes if axes.get_title()]
+    assert titles == [f"{names[1]}: left → {names[1]}", f"{names[4]}: {names[4]} → right"]
+    assert [shown(axes) for axes in drawn[0].axes if axes.images] == [brightness(1), brightness(4)]
+    assert [block.get_suptitle().split(":")[0] for block in drawn[0].subfigs] == [
+        "1 of 1 put right by B",
+        "1 of 2 put wrong by B",
+    ]
+
+
+def test_history_of_a_search_shows_every_trial_and_the_best_of_those_that_ended(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    figures.search_history([(0, 0.9, True), (1, 0.95, False), (2, 0.92, True)], tmp_path / "figure.png")
+    lines: dict[Any, Any] = {line.get_label(): line.get_xydata() for line in drawn[0].axes[0].lines}
+    for name, points in {
+        "complete": [[0, 0.1], [2, 0.08]],
+        "given up early": [[1, 0.05]],
+        "best": [[0, 0.1], [1, 0.1], [2, 0.08]],
+    }.items():
+        assert lines[name] == pytest.approx(np.array(points))
+
+
+def test_importance_is_a_bar_for_each_knob_the_largest_on_top(tmp_path: Path, drawn: list[Figure]) -> None:
+    figures.importance({"a": 0.2, "b": 0.7, "c": 0.1}, tmp_path / "figure.png")
+    (axes,) = drawn[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["c", "a", "b"]
+    assert [bar.get_width() for bar in axes.patches] == [0.1, 0.2, 0.7]  # type: ignore[attr-defined]  # rectangles

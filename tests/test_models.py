@@ -7,13 +7,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from digits import models
+from digits import models, params
 from digits.command import UserError
 from digits.models import Description
 
+from .conftest import ROOT
+
 CNN = {"crop": 1, "channels": [2, 3], "hidden": 5, "dropout": 0.5}
 MLP = {"hidden": [6], "dropout": 0.5}
-NETWORKS = [("cnn", CNN), ("mlp", MLP)]
+RESNET = {"crop": 1, "channels": [2, 3], "blocks": 1, "dropout": 0.5}
+NETWORKS: list[tuple[str, dict[str, Any]]] = [("cnn", CNN), ("resnet", RESNET), ("mlp", MLP), ("linear", {})]
 DESCRIPTION = Description(
     "cnn", ["left", "middle", "right"], CNN, {"seed": 0, "train": {"epochs": 1}}, {"train": "1a2b"}, "3c4d"
 )
@@ -36,9 +39,105 @@ def test_network_gives_one_logit_a_class_for_any_number_of_images(name: str, kno
     assert logits.dtype == torch.float32
 
 
-@pytest.mark.parametrize("depth", [2, 3, 4, 5, 6])
-def test_cnn_can_be_built_with_every_depth_that_params_allow(depth: int) -> None:
-    assert build(knobs=CNN | {"crop": 0, "channels": [2] * depth})(images()).shape == (4, 3)
+def test_every_network_has_a_case_here() -> None:
+    assert {name for name, _ in NETWORKS} == set(models.NETWORKS)
+
+
+def test_knobs_of_the_repository_are_right() -> None:
+    for recipe in params.RECIPES:
+        loaded = params.load(ROOT / "params.yaml", {"recipe": recipe})
+        models.check(loaded.model.model_extra or {})
+        for name in models.NETWORKS:
+            build(name, loaded.model.model_copy(update={"name": name}).knobs())
+
+
+@pytest.mark.parametrize(
+    ("section", "fault"),
+    [
+        ({"cnn": CNN | {"filters": 3}}, "cnn.filters: unknown key; known there: crop, channels, hidden, dropout"),
+        ({"cnn": CNN | {"channels": [8, 0]}}, "cnn.channels.1: must be greater than or equal to 1, not 0"),
+        ({"cnn": {"crop": 1, "channels": [2, 2], "hidden": 5}}, "cnn.dropout: missing"),
+        ({"cnn": CNN | {"hidden": 2.5}}, "cnn.hidden: must be a valid integer, not 2.5"),
+        ({"linear": {"dropout": 0.1}}, "linear.dropout: unknown key; known there: "),
+        ({"transformer": {}}, "transformer: unknown network; known in digits/models.py: cnn, resnet, mlp, linear"),
+    ],
+)
+def test_wrong_knob_of_a_network_is_refused_with_its_place_and_what_is_allowed(
+    section: dict[str, dict[str, Any]], fault: str
+) -> None:
+    with pytest.raises(UserError) as refusal:
+        models.check(section)
+    assert str(refusal.value).startswith(f"params.yaml: model.{fault}")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "key", "values"),
+    [
+        ("cnn", CNN, "channels", [[8], [8] * 7]),
+        ("cnn", CNN, "crop", [-1, 9]),
+        ("cnn", CNN, "hidden", [0]),
+        ("cnn", CNN, "dropout", [-0.1, 1.0]),
+        ("resnet", RESNET, "channels", [[], [2] * 4]),
+        ("resnet", RESNET, "blocks", [0]),
+        ("mlp", MLP, "hidden", [[0]]),
+        ("mlp", MLP, "dropout", [1.0]),
+    ],
+)
+def test_knob_of_a_network_out_of_range_is_refused(
+    name: str, knobs: dict[str, Any], key: str, values: list[Any]
+) -> None:
+    models.check({name: knobs})
+    for value in values:
+        with pytest.raises(UserError, match=rf"^params\.yaml: model\.{name}\.{key}[.:]"):
+            models.check({name: knobs | {key: value}})
+
+
+def test_every_fault_of_the_networks_has_a_line_of_its_own() -> None:
+    with pytest.raises(UserError) as refusal:
+        models.check({"cnn": CNN | {"hidden": 0, "crop": 99}, "mlp": MLP | {"hidden": "many"}})
+    assert len(str(refusal.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(("crop", "room"), [(0, 6), (2, 5), (8, 2)])
+def test_cnn_can_be_as_deep_as_its_images_allow(crop: int, room: int) -> None:
+    assert build(knobs=CNN | {"crop": crop, "channels": [2] * room})(images()).shape == (4, 3)
+    with pytest.raises(
+        UserError,
+        match=rf"^params\.yaml: model\.cnn\.channels: {room + 1} convolutions leave nothing of .* room for {room}$",
+    ):
+        build(knobs=CNN | {"crop": crop, "channels": [2] * (room + 1)})
+
+
+@pytest.mark.parametrize("crop", [0, 8])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_resnet_can_be_built_with_every_shape_that_params_allow(crop: int, depth: int) -> None:
+    knobs = RESNET | {"crop": crop, "channels": [2] * depth}
+    assert build("resnet", knobs)(images()).shape == (4, 3)
+
+
+def test_residual_block_without_a_change_passes_on_what_comes_in() -> None:
+    block = models.Residual(2).eval()
+    nn.init.zeros_(block.change[-1].weight)  # type: ignore[arg-type]  # of its last batch norm
+    features = torch.randn(1, 2, 5, 5)
+    assert torch.equal(block(features), features.relu())
+
+
+def test_linear_is_one_weight_for_each_pixel_and_class() -> None:
+    assert models.count_parameters(build("linear", {})) == 784 * 3 + 3
+
+
+def test_shifted_gives_the_mean_over_the_image_and_four_shifted_ones_outside_training_alone() -> None:
+    plain, shifted = build(), build(knobs=CNN | {"tta_shift": 2})
+    picture = torch.zeros(1, 1, 28, 28)
+    picture[..., 10:18, 10:18] = 1
+    five = [picture, *(picture.roll(step, dims) for dims in (2, 3) for step in (-2, 2))]
+    assert torch.allclose(shifted(picture), torch.stack([plain(one) for one in five]).mean(dim=0), atol=1e-6)
+    assert not torch.allclose(shifted(picture), plain(picture), atol=1e-6)
+    torch.manual_seed(1)
+    expected = plain.train()(images())
+    torch.manual_seed(1)
+    assert torch.equal(shifted.train()(images()), expected)
 
 
 def test_mlp_without_hidden_layers_is_one_linear_map() -> None:
@@ -74,6 +173,8 @@ def test_normalisation_is_inside_the_network() -> None:
 
 @pytest.mark.parametrize(("name", "knobs"), NETWORKS)
 def test_dropout_works_in_training_alone(name: str, knobs: dict[str, Any]) -> None:
+    if "dropout" not in knobs:
+        pytest.skip("it has none")
     network = build(name, knobs)
     assert torch.equal(network(images()), network(images()))
     network.train()

@@ -71,6 +71,7 @@ def state(name: str, **changes: Any) -> State:
     fields: dict[str, Any] = {
         "commit": "1" * 40, "patch": b"", "code": {"a.py": "1" * 32, "b.py": "2" * 32}, "params": {"seed": "0"},
         "environment": {"torch": "2.15.0"}, "outputs": {"data/x": "3" * 32}, "metrics": {"loss": 0.5},
+        "read": Path.read_bytes,
     }  # fmt: skip
     return State(name, **fields | changes)
 

@@ -1,4 +1,5 @@
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -21,10 +22,12 @@ RECIPE = {
     "train.batch_size": 16,
     "train.optimizer": "sgd",
     "train.learning_rate": 0.05,
+    "train.schedule": "linear",
     "train.warmup": 0.3,
     "train.momentum": 0.9,
     "train.weight_decay": 0.0005,
     "train.label_smoothing": 0.1,
+    "train.ema": 0.0,
     "train.keep": "last",
     "augmentation.rotation": 5.0,
     "augmentation.scale": 0.1,
@@ -154,12 +157,12 @@ class Interrupting(Checkpoint):
             raise Killed
 
 
-@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize(("keep", "ema"), [("last", 0.0), ("best", 0.0), ("last", 0.9), ("best", 0.9)])
 @pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.05), ("adamw", 0.01)])
 def test_resume_after_a_break_gives_the_same_weights_and_epochs(
-    change: Change, optimizer: str, rate: float, keep: str
+    change: Change, optimizer: str, rate: float, keep: str, ema: float
 ) -> None:
-    recipe: dict[str, Any] = {"optimizer": optimizer, "learning_rate": rate, "keep": keep}
+    recipe: dict[str, Any] = {"optimizer": optimizer, "learning_rate": rate, "keep": keep, "ema": ema}
     expected_epochs, expected = fit(change, **recipe)
     p = change(RECIPE | {f"train.{key}": value for key, value in recipe.items()})
     for breaks in ([1], [5], [6], [7, 6], [3, 3, 3, 3, 3, 3], [18]):  # 6 steps an epoch, 3 epochs
@@ -263,6 +266,33 @@ def test_learning_rate_rises_to_its_peak_and_falls_and_is_never_0(change: Change
     assert warmup == 1 or rates[-1] < 0.2 * 0.01
 
 
+@pytest.mark.parametrize(("schedule", "share"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)])
+def test_schedule_says_how_the_learning_rate_falls(change: Change, schedule: str, share: float) -> None:
+    epochs, _ = fit(change, epochs=9, batch_size=96, warmup=0.0, learning_rate=0.01, schedule=schedule)
+    rates = [epoch.learning_rate / 0.01 for epoch in epochs]
+    assert rates[4] == pytest.approx(share)  # half way
+    expected = {"linear": 0.5 / 9, "cosine": (1 - math.cos(math.pi * 0.5 / 9)) / 2, "constant": 1.0}
+    assert rates[-1] == pytest.approx(expected[schedule])
+
+
+def test_moving_average_of_the_weights_is_what_is_measured_and_kept(change: Change) -> None:
+    recipe: dict[str, Any] = {"epochs": 2, "batch_size": 96, "weight_decay": 0.0}  # one step an epoch
+    start = {key: value.clone() for key, value in small().state_dict().items()}
+    (_, plain), (_, averaged) = (fit(change, **recipe, ema=ema) for ema in (0.0, 0.5))
+    key = next(key for key, value in start.items() if value.ndim == 4)
+    moved = [float((weights[key] - start[key]).norm()) for weights in (averaged, plain)]
+    assert 0 < moved[0] < moved[1]
+    epochs, weights = fit(change, ema=0.9)
+    measured = training._measure(_loaded(weights), bars(48, seed=1), 50, CPU, torch.float32)
+    assert measured == pytest.approx((epochs[-1].validation_loss, epochs[-1].validation_accuracy), abs=1e-6)
+
+
+def _loaded(weights: State) -> nn.Module:
+    network = small()
+    network.load_state_dict(weights)
+    return network
+
+
 def test_training_that_diverges_is_ended_with_the_knob_to_turn(change: Change) -> None:
     with pytest.raises(UserError, match=r"^params\.yaml: train\.learning_rate: .* diverged in epoch 1 .* less than 1e"):
         fit(change, learning_rate=1e30)
@@ -291,6 +321,8 @@ def test_weight_decay_shrinks_matrices_and_leaves_vectors_free(change: Change, o
         ({"momentum": 0.0}, {}),
         ({"weight_decay": 0.1}, {}),
         ({"batch_size": 32}, {}),
+        ({"schedule": "cosine"}, {}),
+        ({"ema": 0.5}, {}),
         ({}, {"augmentation.shift": 0.0}),
         ({}, {"augmentation.rotation": 0.0}),
     ],

@@ -20,6 +20,7 @@ SHORT = {
     "model.cnn.channels": [4, 4],
     "model.cnn.hidden": 8,
     "model.mlp.hidden": [8],
+    "model.resnet.channels": [4],
     "train.epochs": 2,
     "train.batch_size": 32,
     "runtime.threads": 1,  # two that wait for a busy core cost seconds

@@ -46,6 +46,11 @@ class Recorder:
             return Recorder(value, self._seen, f"{self._prefix}{name}.")
         if callable(value):
             return value.__func__.__get__(self)
+        if name == "model_extra":  # the sections of networks, to be checked
+            return value
+        if isinstance(value, dict):
+            self._seen.update(f"{self._prefix}{name}.{key}" for key in flatten(value))
+            return value
         self._seen.add(self._prefix + name)
         return value
 
@@ -62,7 +67,8 @@ class Recorder:
 def test_each_stage_reads_the_knobs_that_it_declares_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, set[str]] = {stage: set() for stage in STAGES}
     load = params.load
-    for changes in ({"data.name": "mnist", "data.sources": ["http://127.0.0.1:9"]}, {"model.name": "mlp"}, {}):
+    others: tuple[dict[str, Any], ...] = ({"model.name": "mlp"}, {"model.name": "resnet"}, {})
+    for changes in ({"data.name": "mnist", "data.sources": ["http://127.0.0.1:9"]}, *others):
         write_params(SHORT | changes)
         for stage in STAGES:
             monkeypatch.setattr(params, "load", lambda stage=stage: Recorder(load(), seen[stage]))
@@ -137,7 +143,7 @@ def silent_server() -> Iterator[str]:
 
 
 # For each knob: a stage that it changes, another value, and what must be set for it to matter.
-MLP = {"model.name": "mlp"}
+MLP, RESNET = {"model.name": "mlp"}, {"model.name": "resnet"}
 DONE: dict[str, tuple[Path, Any]] = {}
 CHANGES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "seed": ("train", 1, {}),
@@ -148,12 +154,18 @@ CHANGES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "data.timeout": ("download", 0.2, {"data.name": "mnist"}),
     "split.validation": ("preprocess", 50, {}),
     "split.seed": ("preprocess", 1, {}),
+    "split.training_share": ("preprocess", 0.5, {}),
     "model.name": ("train", "mlp", {}),
     "model.members": ("train", 2, {}),
+    "model.tta_shift": ("train", 2, {}),
     "model.cnn.crop": ("train", 1, {}),
     "model.cnn.channels": ("train", [4, 5], {}),
     "model.cnn.hidden": ("train", 9, {}),
     "model.cnn.dropout": ("train", 0.5, {}),
+    "model.resnet.crop": ("train", 1, RESNET),
+    "model.resnet.channels": ("train", [3], RESNET),
+    "model.resnet.blocks": ("train", 2, RESNET),
+    "model.resnet.dropout": ("train", 0.5, RESNET),
     "model.mlp.hidden": ("train", [9], MLP),
     "model.mlp.dropout": ("train", 0.5, MLP),
     "train.epochs": ("train", 1, {}),
@@ -161,6 +173,8 @@ CHANGES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "train.optimizer": ("train", "adamw", {}),
     "train.learning_rate": ("train", 0.1, {}),
     "train.warmup": ("train", 0.5, {}),
+    "train.schedule": ("train", "cosine", {}),
+    "train.ema": ("train", 0.9, {}),
     "train.momentum": ("train", 0.5, {}),
     "train.weight_decay": ("train", 0.1, {}),
     "train.label_smoothing": ("train", 0.0, {}),

@@ -1,0 +1,118 @@
+"""One recipe over several seeds, as experiments of DVC's queue, and what they come to: mean, deviation, range.
+
+    python -m digits.seeds NAME [--count 5] [-S train.epochs=8 ...] [--jobs 1]
+
+The experiments are called NAME-seed-0, NAME-seed-1 and so on, each up to the evaluate stage. An experiment of that name
+is replaced; what DVC's run cache knows is not trained again, so that a second call takes seconds. Compare two recipes
+by `python -m digits.compare 'NAME-seed-*' 'OTHER-seed-*'`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from statistics import mean, stdev
+
+from tqdm import tqdm
+
+from digits import params, provenance
+from digits.command import UserError, run
+from digits.lineage import State
+
+DONE = {"Success", "Failed"}  # states of a task in `dvc queue status` in which nothing more will happen
+
+
+def dvc(*arguments: str) -> str:
+    """Give what a command of DVC prints. Raises UserError with its last line if it fails."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        raise UserError(f"dvc {' '.join(arguments[:2])}: {lines[-1].removeprefix('ERROR: ') if lines else 'failed'}")
+    return done.stdout
+
+
+def states(names: list[str]) -> dict[str, str]:
+    """Give the state of the newest task of each name in DVC's queue."""
+    found: dict[str, str] = {}
+    for line in dvc("queue", "status").splitlines():
+        words = line.split()
+        if len(words) >= 3 and words[1] in names:
+            found.setdefault(words[1], words[-1])
+    return found
+
+
+def queue(names: list[str], changes: list[str], jobs: int) -> None:
+    """Run an experiment of each name, with its place as seed. Raises UserError if one fails."""
+    settings = [argument for change in changes for argument in ("--set-param", change)]
+    with tqdm(total=len(names), unit="seed", disable=None) as bar:
+        bar.set_postfix_str("putting them into the queue")
+        for seed, name in enumerate(names):
+            dvc(
+                "exp", "run", "--queue", "--force", "--name", name, *settings, "--set-param", f"seed={seed}", "evaluate"
+            )
+        # Its workers live on, and would keep a pipe of ours open.
+        subprocess.run(
+            [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+        bar.set_postfix_str("")
+        while True:
+            found = states(names)
+            bar.update(sum(state in DONE for state in found.values()) - bar.n)
+            if found and all(found.get(name) in DONE for name in names):
+                break
+            time.sleep(1)
+    if failed := [name for name in names if found[name] != "Success"]:
+        raise UserError(f"{', '.join(failed)}: failed; `dvc queue logs {failed[0]}` says why")
+
+
+def row(name: str, results: list[State]) -> dict[str, float | str]:
+    """Give a row of the table: count, mean, deviation and range, in percent, and mean seconds of training."""
+    cells: dict[str, float | str] = {"name": name, "seeds": len(results)}
+    for split, metric in (("validation", "validation_accuracy"), ("test", "test_accuracy")):
+        values = [100 * result.metrics[metric] for result in results]
+        deviation = stdev(values) if len(values) > 1 else float("nan")
+        cells |= {f"{split}_mean": mean(values), f"{split}_deviation": deviation}
+        cells |= {f"{split}_low": min(values), f"{split}_high": max(values)}
+    seconds = [result.seconds for result in results if result.seconds]
+    return cells | {"seconds": mean(seconds) if seconds else float("nan")}
+
+
+def markdown(rows: list[dict[str, float | str]]) -> str:
+    """Give rows as a Markdown table."""
+    lines = [
+        "| recipe | seeds | validation: mean ± deviation (range), % | test, % | training, s |",
+        "|---|---|---|---|---|",
+    ]
+    for cells in rows:
+        accuracies = [
+            "{:.2f} ± {:.2f} ({:.2f} to {:.2f})".format(
+                *(cells[f"{split}_{part}"] for part in ("mean", "deviation", "low", "high"))
+            )
+            for split in ("validation", "test")
+        ]
+        lines.append(f"| {cells['name']} | {cells['seeds']} | {' | '.join(accuracies)} | {cells['seconds']:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m digits.seeds", description="One recipe over several seeds.")
+    parser.add_argument("name", help="the experiments are called NAME-seed-0, NAME-seed-1, …")
+    parser.add_argument("--count", type=int, default=5, help="how many seeds, from 0 on (default: %(default)s)")
+    parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", help="as of dvc exp run")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="the row as JSON, not as a Markdown table")
+    arguments = parser.parse_args()
+    if min(arguments.count, arguments.jobs) < 1:
+        raise UserError("--count, --jobs: must be 1 or more")
+    params.load()  # a fault in the file is told before anything is queued
+    names = [f"{arguments.name}-seed-{seed}" for seed in range(arguments.count)]
+    queue(names, arguments.set_param, arguments.jobs)
+    found = row(arguments.name, [provenance.with_run(provenance.resolve(name)) for name in names])
+    print(json.dumps(found, indent=2) if arguments.json else markdown([found]))
+
+
+if __name__ == "__main__":
+    run(main)

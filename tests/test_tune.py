@@ -1,0 +1,196 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from digits import data, lineage, params, paths, tune
+from digits.command import UserError
+from digits.files import write_json
+
+from .conftest import ROOT, Change, bars
+
+SETTINGS = {
+    "recipe": "quick",
+    "model.name": "linear",
+    "train.epochs": 2,
+    "train.batch_size": 16,
+    "runtime.threads": 1,
+    "runtime.device": "cpu",
+}
+SEARCH: dict[str, Any] = {
+    "study": "bars",
+    "trials": 6,
+    "seed": 0,
+    "settings": SETTINGS,
+    "space": {"train.learning_rate": {"low": 1e-6, "high": 0.1, "log": True}, "train.optimizer": ["sgd", "adamw"]},
+}
+
+
+@pytest.fixture
+def project(change: Change, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with small splits, the repository's params.yaml and a small search."""
+    change({})
+    Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    data.save(bars(96), paths.TRAIN)
+    data.save(bars(48, seed=1), paths.VALIDATION)
+    write_json(paths.DATASET_METRICS, {"pixel_mean": 0.2, "pixel_std": 0.3})
+    write_search({})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    return Path.cwd()
+
+
+def write_search(changes: dict[str, Any]) -> None:
+    tune.SEARCH.write_text(yaml.safe_dump(SEARCH | changes), encoding="utf-8")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> optuna.Study:
+    monkeypatch.setattr(sys, "argv", ["tune", *arguments])
+    tune.main()
+    return optuna.load_study(study_name="bars", storage="sqlite:///tuning/studies.db")
+
+
+@pytest.mark.usefixtures("project")
+def test_search_begins_with_what_is_there_finds_better_and_goes_on_where_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = run(monkeypatch, "-S", "train.learning_rate=1e-6", "--trials", "3")
+    assert study.trials[0].params == {"train.learning_rate": 1e-6, "train.optimizer": "sgd"}
+    assert len(study.trials) == 3
+    study = run(monkeypatch, "-S", "train.learning_rate=1e-6")
+    assert len(study.trials) == 6
+    assert study.best_value > (study.trials[0].value or 0)
+    said = capsys.readouterr().out
+    assert f"best: trial {study.best_trial.number}, {study.best_value:.2%} of validation images" in said
+    assert f"-S train.optimizer={study.best_params['train.optimizer']}" in said
+    assert "-S recipe=quick" in said
+    assert {path.name for path in Path("tuning/bars").iterdir()} == {"history.png", "importance.png"}
+    before = Path("params.yaml").read_text(encoding="utf-8")
+    assert before == (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("project")
+def test_best_values_are_written_and_comments_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Path("params.yaml").read_text(encoding="utf-8")
+    study = run(monkeypatch, "--write")
+    after = Path("params.yaml").read_text(encoding="utf-8")
+    p = params.load()
+    assert (p.recipe, p.model.name, p.train.epochs) == ("quick", "linear", 2)
+    assert p.train.learning_rate == study.best_params["train.learning_rate"]
+    assert "epochs: {quick: 2, default: 8, best: 12}" in after
+    assert before.count("#") == after.count("#")
+    changed = sum(one != other for one, other in zip(before.splitlines(), after.splitlines(), strict=True))
+    assert changed <= len(SETTINGS) + 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"space": {"train.rate": [1, 2]}}, "space.train.rate: no knob of that name"),
+        ({"space": {"runtime.threads": [1, 2]}}, "space.runtime.threads: no knob of that name"),
+        ({"space": {"train.momentum": {"low": 0.9, "high": 0.1}}}, "space.train.momentum.low: must be below high, 0.1"),
+        ({"space": {"train.momentum": {"low": 0.9, "hgh": 1}}}, "space.train.momentum.high: missing"),
+        ({"space": {"train.momentum": 0.9}}, "space.train.momentum: must be a valid dictionary"),
+        (
+            {"space": {"train.momentum": {"low": 0.0, "high": 0.1, "log": True}}},
+            "space.train.momentum.low: must be above",
+        ),
+        ({"space": {}}, "space: "),
+        ({"trials": 0}, "trials: must be greater than or equal to 1, not 0"),
+        ({"trails": 3}, "trails: unknown key; known there: study, trials, seed, settings, space"),
+        ({"settings": {"train.epoch": 3}}, ""),
+    ],
+)
+@pytest.mark.usefixtures("project")
+def test_wrong_search_is_refused_with_its_place(
+    changes: dict[str, Any], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_search(changes)
+    with pytest.raises(UserError) as refusal:
+        run(monkeypatch)
+    assert str(refusal.value).startswith(f"search.yaml: {fault}" if fault else "params.yaml: train.epoch: no knob")
+
+
+@pytest.mark.usefixtures("project")
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^--storage: nonsense://x cannot be used: "):
+        run(monkeypatch, "--storage", "nonsense://x")
+    paths.TRAIN.unlink()
+    with pytest.raises(UserError, match=r"train\.safetensors: not there yet; `dvc repro preprocess` makes it"):
+        run(monkeypatch)
+    tune.SEARCH.unlink()
+    with pytest.raises(UserError, match=r"^search\.yaml: cannot be read here"):
+        run(monkeypatch)
+
+
+@pytest.mark.usefixtures("project")
+def test_training_that_diverges_is_a_bad_trial_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_search({"space": {"train.learning_rate": [1e30, 0.05]}, "trials": 8})
+    study = run(monkeypatch)
+    states = {trial.params["train.learning_rate"]: trial.state.name for trial in study.trials}
+    assert states == {1e30: "PRUNED", 0.05: "COMPLETE"}
+    assert study.best_params["train.learning_rate"] != 1e30
+
+
+@pytest.mark.usefixtures("project")
+def test_trials_are_runs_under_the_run_of_the_study(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{project / 'runs.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(lineage, "uncommitted", bytes)
+    study = run(monkeypatch, "--trials", "3", "-S", "train.learning_rate=1e-6")
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("mnist")
+    assert experiment
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (found for found in runs if "study" in found.data.tags)
+    trials = [found for found in runs if found.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(found.data.tags["trial"] for found in trials) == ["0", "1", "2"]
+    assert {found.info.status for found in runs} == {"FINISHED"}
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"history.png", "importance.png"}
+    for found in trials:
+        trial = study.trials[int(found.data.tags["trial"])]
+        assert found.data.params["train.learning_rate"] == str(trial.params["train.learning_rate"])
+        assert found.data.metrics["validation_accuracy"] == trial.value
+
+
+def test_two_processes_share_a_study_and_the_trial_of_a_killed_one_is_tried_again(project: Path) -> None:
+    write_search({"trials": 8, "settings": SETTINGS | {"train.epochs": 400}})
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from digits import tune; tune.HEARTBEAT = 1; tune.main()"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(2)
+    ]
+    storage = "sqlite:///tuning/studies.db"
+
+    def trials() -> list[optuna.trial.FrozenTrial]:
+        try:
+            return optuna.load_study(study_name="bars", storage=storage).trials
+        except Exception:
+            return []
+
+    deadline = time.monotonic() + 120
+    while sum(trial.state.name == "RUNNING" for trial in trials()) < 2 or not any(
+        t.state.is_finished() for t in trials()
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(processes[0].pid, signal.SIGKILL)
+    said = processes[1].communicate(timeout=300)[0].decode()
+    assert processes[1].returncode == 0, said
+    assert processes[0].wait() < 0
+    processes[0].stdout and processes[0].stdout.close()
+    found = trials()
+    assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in found) == 8
+    (lost,) = (trial for trial in found if trial.state.name in ("FAIL", "RUNNING"))
+    assert lost.state.name == "FAIL"
+    (again,) = (trial for trial in found if trial.system_attrs.get("failed_trial") == lost.number)
+    assert again.params == lost.params
+    assert again.state.is_finished()

@@ -20,6 +20,7 @@ from digits import params, provenance
 from digits.command import UserError, run
 from digits.lineage import State
 
+PATIENCE, AGAIN = 10, 2  # looks at a queue without a worker before it is started again, and how often that is done
 DONE = {"Success", "Failed"}  # states of a task in `dvc queue status` in which nothing more will happen
 
 
@@ -33,36 +34,51 @@ def dvc(*arguments: str) -> str:
     return done.stdout
 
 
-def states(names: list[str]) -> dict[str, str]:
-    """Give the state of the newest task of each name in DVC's queue."""
+def states(names: list[str]) -> tuple[dict[str, str], bool]:
+    """Give the state of the newest task of each name in DVC's queue, and whether any worker is there."""
     found: dict[str, str] = {}
-    for line in dvc("queue", "status").splitlines():
+    status = dvc("queue", "status")
+    for line in status.splitlines():
         words = line.split()
         if len(words) >= 3 and words[1] in names:
             found.setdefault(words[1], words[-1])
-    return found
+    return found, "0 active, 0 idle" not in status
+
+
+def put(names: dict[str, int], settings: list[str], jobs: int) -> None:
+    """Put an experiment of each name and seed into the queue, and see to it that somebody works on them."""
+    for name, seed in names.items():
+        dvc("exp", "run", "--queue", "--force", "--name", name, *settings, "--set-param", f"seed={seed}", "evaluate")
+    # Its workers live on, and would keep a pipe of ours open.
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
+    )  # fmt: skip
 
 
 def queue(names: list[str], changes: list[str], jobs: int) -> None:
-    """Run an experiment of each name, with its place as seed. Raises UserError if one fails."""
+    """Run an experiment of each name, with its place as seed. Raises UserError if one fails.
+
+    A task that a worker takes while it ends is lost to DVC (seen once in 130): it is put into the queue again.
+    """
     settings = [argument for change in changes for argument in ("--set-param", change)]
+    idle, again = 0, AGAIN
     with tqdm(total=len(names), unit="seed", disable=None) as bar:
         bar.set_postfix_str("putting them into the queue")
-        for seed, name in enumerate(names):
-            dvc(
-                "exp", "run", "--queue", "--force", "--name", name, *settings, "--set-param", f"seed={seed}", "evaluate"
-            )
-        # Its workers live on, and would keep a pipe of ours open.
-        subprocess.run(
-            [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
-        )  # fmt: skip
+        put({name: seed for seed, name in enumerate(names)}, settings, jobs)
         bar.set_postfix_str("")
         while True:
-            found = states(names)
+            found, working = states(names)
             bar.update(sum(state in DONE for state in found.values()) - bar.n)
             if found and all(found.get(name) in DONE for name in names):
                 break
+            idle = 0 if working else idle + 1
+            if idle > PATIENCE:
+                open_ones = {name: seed for seed, name in enumerate(names) if found.get(name) not in DONE}
+                if not again:
+                    raise UserError(f"{', '.join(open_ones)}: lost by DVC's queue; `dvc queue status` shows it")
+                put({name: seed for name, seed in open_ones.items() if name not in found}, settings, jobs)
+                idle, again = 0, again - 1
             time.sleep(1)
     if failed := [name for name in names if found[name] != "Success"]:
         raise UserError(f"{', '.join(failed)}: failed; `dvc queue logs {failed[0]}` says why")

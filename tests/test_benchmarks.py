@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import accuracy, limits, peers, recipes
+from benchmarks import accuracy, limits, peers, recipes, study
 from benchmarks.accuracy import NEVER, Training
 from benchmarks.probe import Point, Probe
 from digits import data, evaluation, models, params
@@ -163,3 +164,15 @@ def test_missing_splits_are_told_in_a_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"data/splits/train.safetensors.*`dvc repro` makes it"):
         recipes.splits()
+
+
+def test_study_makes_its_tables_again_from_its_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page, points = ((ROOT / path).read_text() for path in (study.PAGE, study.POINTS))
+    monkeypatch.chdir(tmp_path)
+    study.PAGE.parent.mkdir()
+    study.PAGE.write_text(re.sub(r"(<!-- (?!end)[a-z ]+ -->\n)(?!<!--).*?(?=<!-- end -->)", r"\1", page, flags=re.DOTALL))
+    study.POINTS.write_text(points)
+    assert "| twice as wide |" not in study.PAGE.read_text()
+    monkeypatch.setattr("sys.argv", ["study", "--read"])
+    study.main()
+    assert study.PAGE.read_text() == page

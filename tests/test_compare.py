@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_ind
 
-from digits import compare, data, paths, provenance, significance
+from digits import compare, data, paths, provenance, seeds, significance
 from digits.command import UserError
 from digits.files import md5
 from digits.lineage import State
@@ -143,3 +143,18 @@ def test_picture_shows_the_images_that_changed_sides(tmp_path: Path, monkeypatch
     seeds: Any = compare.compare([BEFORE, AFTER], [BEFORE, AFTER])
     with pytest.raises(UserError, match="needs one result of each"):
         compare.picture(seeds, BEFORE, AFTER, Path("changed.png"))
+
+
+def test_task_that_the_queue_loses_is_put_again_and_at_last_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[dict[str, int]] = []
+    empty = "No experiment tasks in the queue.\nWorker status: 0 active, 0 idle\n"
+    done = "aa  x-seed-0  10:00 PM  Success\nbb  x-seed-1  10:00 PM  Success\nWorker status: 0 active, 0 idle\n"
+    lost = done.replace("bb  x-seed-1  10:00 PM  Success\n", "")
+    monkeypatch.setattr(seeds, "put", lambda names, *_: put.append(names))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(seeds, "dvc", lambda *_: done if len(put) > 1 else lost)
+    seeds.queue(["x-seed-0", "x-seed-1"], [], 1)
+    assert put == [{"x-seed-0": 0, "x-seed-1": 1}, {"x-seed-1": 1}]
+    monkeypatch.setattr(seeds, "dvc", lambda *_: empty)
+    with pytest.raises(UserError, match="x-seed-0, x-seed-1: lost by DVC's queue"):
+        seeds.queue(["x-seed-0", "x-seed-1"], [], 1)

@@ -162,7 +162,7 @@ def test_trials_are_runs_under_the_run_of_the_study(project: Path, monkeypatch: 
 
 
 def test_two_processes_share_a_study_and_the_trial_of_a_killed_one_is_tried_again(project: Path) -> None:
-    write_search({"trials": 8, "settings": SETTINGS | {"train.epochs": 400}})
+    write_search({"trials": 8, "settings": SETTINGS | {"train.epochs": 30}})
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from digits import tune; tune.HEARTBEAT = 1; tune.main()"
     processes = [
         subprocess.Popen([sys.executable, "-c", code], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -1,6 +1,9 @@
 """Experiments as a person makes them: change, run over seeds, compare, decide."""
 
 import json
+import re
+import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -107,3 +110,25 @@ def test_seed_that_fails_is_named_with_where_its_reason_stands(laboratory: Proje
     )
     assert "wild-seed-0: failed; `dvc queue logs wild-seed-0` says why" in done.stderr
     assert "training diverged" in laboratory.run("dvc", "queue", "logs", "wild-seed-0").stdout
+
+
+def test_grid_of_the_readme_tries_every_combination(laboratory: Project) -> None:
+    lines = (laboratory.root / "README.md").read_text().splitlines()
+    grid = next(line for line in lines if line.startswith("dvc exp run --queue --name rates"))
+    laboratory.run(*shlex.split(grid))
+    names = [f"rates-{place}" for place in range(1, 5)]
+    laboratory.run("sh", "-c", "dvc queue start --jobs 1 > /dev/null 2>&1")  # its worker would keep our pipe open
+    for _ in range(300):
+        status = laboratory.run("dvc", "queue", "status").stdout
+        if all(re.search(rf"\b{name}\b.*Success", status) for name in names):
+            break
+        assert "Failed" not in "".join(line for line in status.splitlines() if "rates" in line)
+        time.sleep(1)
+    shown = json.loads(laboratory.run("dvc", "exp", "show", "--json").stdout)
+    tried = {
+        (content["train"]["learning_rate"], content["model"]["cnn"]["dropout"])
+        for experiment in shown[1]["experiments"]
+        if experiment["name"] in names
+        for content in [experiment["revs"][0]["data"]["params"]["params.yaml"]["data"]]
+    }
+    assert tried == {(0.1, 0.0), (0.1, 0.1), (0.2, 0.0), (0.2, 0.1)}

@@ -1,0 +1,176 @@
+"""The study of docs/experiments.md: what each part of the recipe is worth, over seeds.
+
+    python -m benchmarks.study [--count 5] [--jobs 2] [--only NAME ...]
+    python -m benchmarks.study --read
+
+Run it after `dvc repro`. Each row is one change to the recipe quick, run by `digits.seeds` and compared with the recipe
+as it is across seeds (`digits.significance.across_seeds`), on the validation split; the test accuracy stands beside it
+and decides nothing. Rewrites docs/experiments.csv, a line for each seed, and the tables of docs/experiments.md.
+`--only` runs the rows of these names; `--read` runs nothing, and makes the tables of the lines that are there.
+
+One thread for each training and two at a time: together they do more than one with two threads.
+"""
+
+import argparse
+import csv
+import io
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+
+from digits import provenance, seeds, significance
+from digits.command import UserError, run
+from digits.files import read_table, write_text
+
+POINTS, PAGE = Path("docs/experiments.csv"), Path("docs/experiments.md")
+BASE = ("recipe=quick", "runtime.threads=1")
+BASELINE = "quick"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A change to the baseline: the name of its experiments, what is changed, and how."""
+
+    name: str
+    change: str
+    settings: tuple[str, ...]
+
+
+STUDY: dict[str, tuple[Row, ...]] = {
+    "architecture": (
+        Row("linear", "softmax regression", ("model.name=linear", "train.learning_rate=0.02")),
+        Row("mlp", "the classic notebook's MLP", ("model.name=mlp", "train.learning_rate=0.1")),
+        Row("resnet", "residual network", ("model.name=resnet",)),
+        Row("wide", "twice as wide", ("model.cnn.channels.quick=[32,64]",)),
+        Row("deep", "a third convolution", ("model.cnn.channels.quick=[16,32,32]",)),
+        Row("whole", "no crop", ("model.cnn.crop=0",)),
+    ),
+    "augmentation": (
+        Row("plain", "none", tuple(f"augmentation.{name}=0.0" for name in ("rotation", "scale", "shift", "shear"))),
+        Row("no-rotation", "no rotation", ("augmentation.rotation=0.0",)),
+        Row("no-scale", "no scale", ("augmentation.scale=0.0",)),
+        Row("no-shift", "no shift", ("augmentation.shift=0.0",)),
+        Row("no-shear", "no shear", ("augmentation.shear=0.0",)),
+    ),
+    "optimizer and schedule": (
+        Row("adamw", "AdamW, rate 0.005", ("train.optimizer=adamw", "train.learning_rate=0.005")),
+        Row("cosine", "cosine schedule", ("train.schedule=cosine",)),
+        Row("constant", "constant rate", ("train.schedule=constant",)),
+        Row("constant-low", "constant rate of 0.02", ("train.schedule=constant", "train.learning_rate=0.02")),
+        Row("no-warmup", "no warm-up", ("train.warmup=0.0",)),
+        Row("big-batches", "batches of 512, rate 0.4", ("train.batch_size=512", "train.learning_rate=0.4")),
+    ),
+    "regularisation and averaging": (
+        Row("no-smoothing", "no label smoothing", ("train.label_smoothing=0.0",)),
+        Row("no-dropout", "no dropout", ("model.cnn.dropout=0.0",)),
+        Row("no-decay", "no weight decay", ("train.weight_decay=0.0",)),
+        Row("ema", "moving average of the weights, 0.99", ("train.ema=0.99",)),
+        Row("ema-constant", "the same at a constant rate of 0.1",
+            ("train.ema=0.99", "train.schedule=constant", "train.learning_rate=0.1")),
+        Row("tta", "test-time augmentation by 1 pixel", ("model.tta_shift=1",)),
+        Row("two", "two networks, mean of both", ("model.members=2",)),
+    ),
+    "size of the training split": (
+        Row("tenth", "10 %, ten times the epochs", ("split.training_share=0.1", "train.epochs=20")),
+        Row("hundredth", "1 %, a hundred times the epochs", ("split.training_share=0.01", "train.epochs=200")),
+        Row("longer", "all, twice the epochs", ("train.epochs=4",)),
+    ),
+}  # fmt: skip
+ROWS = [Row(BASELINE, "the recipe quick as it is", ()), *(row for group in STUDY.values() for row in group)]
+
+
+def command(row: Row, count: int) -> str:
+    settings = " ".join(f"-S {shlex.quote(setting)}" for setting in (*BASE, *row.settings))
+    return f"python -m digits.seeds {row.name} --count {count} --jobs 2 {settings}"
+
+
+def lines_of(row: Row, count: int) -> list[dict[str, str]]:
+    """Give what the experiments of a row came to, one line for each seed."""
+    found = []
+    for seed in range(count):
+        state = provenance.with_run(provenance.resolve(f"{row.name}-seed-{seed}"))
+        found.append(
+            {
+                "name": row.name,
+                "seed": str(seed),
+                "validation_accuracy": str(state.metrics["validation_accuracy"]),
+                "test_accuracy": str(state.metrics["test_accuracy"]),
+                "parameters": str(int(state.metrics["parameters"])),
+                "seconds": f"{state.seconds:.1f}" if state.seconds else "",
+            }
+        )
+    return found
+
+
+def table(rows: Sequence[Row], lines: list[dict[str, str]]) -> str:
+    """Give the Markdown table of some rows, each compared with the baseline."""
+
+    def column(name: str, key: str) -> list[float]:
+        return [float(line[key]) for line in lines if line["name"] == name and line[key]]
+
+    baseline = column(BASELINE, "validation_accuracy")
+    text = [
+        "| change | seeds | validation, mean ± deviation, % | difference (95 % interval), % points | verdict | test, % "
+        "| parameters | training, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        shares = column(row.name, "validation_accuracy")
+        if len(shares) < 2:
+            continue
+        against, verdict = "–", "–"
+        if row.name != BASELINE:
+            finding = significance.across_seeds(baseline, shares)
+            against = f"{100 * finding.difference:+.2f} ({100 * finding.low:+.2f} to {100 * finding.high:+.2f})"
+            verdict = f"{finding.verdict}, p = {finding.p:.2g}"
+        text.append(
+            f"| {row.change} | {len(shares)} | {100 * mean(shares):.2f} ± {100 * stdev(shares):.2f} | {against} | "
+            f"{verdict} | {100 * mean(column(row.name, 'test_accuracy')):.2f} | "
+            f"{column(row.name, 'parameters')[0]:,.0f} | {mean(column(row.name, 'seconds') or [float('nan')]):.1f} |"
+        )
+    commands = "\n".join(command(row, len(column(row.name, "seed"))) for row in rows if column(row.name, "seed"))
+    return "\n".join([*text, "", "```", commands, "```"])
+
+
+def _filled(made: str, found: re.Match[str]) -> str:
+    return f"{found[1]}{made}\n{found[2]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study", description="What each part of the recipe is worth."
+    )
+    parser.add_argument("--count", type=int, default=5, help="seeds of each row (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=[row.name for row in ROWS], metavar="NAME", help="rows to run")
+    parser.add_argument("--read", action="store_true", help="run nothing, make the tables again")
+    options = parser.parse_args()
+    lines = read_table(POINTS) if POINTS.exists() else []
+    for row in ROWS if not options.read else []:
+        if options.only and row.name not in options.only:
+            continue
+        print(command(row, options.count), flush=True)
+        names = [f"{row.name}-seed-{seed}" for seed in range(options.count)]
+        seeds.queue(names, [*BASE, *row.settings], options.jobs)
+        lines = [line for line in lines if line["name"] != row.name] + lines_of(row, options.count)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        write_text(POINTS, text.getvalue())
+    page = PAGE.read_text(encoding="utf-8")
+    for title, rows in {"baseline": ROWS[:1], **STUDY}.items():
+        mark = rf"(<!-- {title} -->\n).*?(<!-- end -->)"
+        if not re.search(mark, page, re.DOTALL):
+            raise UserError(f"{PAGE}: has no place for the table of {title}")
+        made = table(rows, lines)
+        page = re.sub(mark, partial(_filled, made), page, flags=re.DOTALL)
+    write_text(PAGE, page)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -37,7 +37,7 @@ def test_same_bits_in_another_folder_time_zone_language_and_order_of_hashes(
 ) -> None:
     assert (workshop.root / "dvc.lock").read_bytes() == (finished.root / "dvc.lock").read_bytes()
     assert not workshop.run("git", "status", "--porcelain").stdout
-    assert "all 23 outputs" in workshop.run(*INTEGRITY, "verify").stdout
+    assert f"all {len(outputs(workshop))} outputs" in workshop.run(*INTEGRITY, "verify").stdout
 
 
 def test_five_kinds_of_runs_are_reproduced_from_their_ids_alone(workshop: Project) -> None:

@@ -20,7 +20,7 @@ from digits import params, provenance
 from digits.command import UserError, run
 from digits.lineage import State
 
-PATIENCE, AGAIN = 10, 2  # looks at a queue without a worker before it is started again, and how often that is done
+PATIENCE, AGAIN = 5, 2  # looks at a queue without a worker before it is started again, and how often that is done
 DONE = {"Success", "Failed"}  # states of a task in `dvc queue status` in which nothing more will happen
 
 
@@ -34,15 +34,11 @@ def dvc(*arguments: str) -> str:
     return done.stdout
 
 
-def states(names: list[str]) -> tuple[dict[str, str], bool]:
-    """Give the state of the newest task of each name in DVC's queue, and whether any worker is there."""
-    found: dict[str, str] = {}
+def tasks() -> tuple[dict[str, tuple[str, str]], bool]:
+    """Give the name and state of each task in DVC's queue by its identifier, and whether any worker is there."""
     status = dvc("queue", "status")
-    for line in status.splitlines():
-        words = line.split()
-        if len(words) >= 3 and words[1] in names:
-            found.setdefault(words[1], words[-1])
-    return found, "0 active, 0 idle" not in status
+    rows = [words for line in status.splitlines() if len(words := line.split()) >= 3]
+    return {words[0]: (words[1], words[-1]) for words in rows}, "0 active, 0 idle" not in status
 
 
 def put(names: dict[str, int], settings: list[str], jobs: int) -> None:
@@ -59,25 +55,29 @@ def put(names: dict[str, int], settings: list[str], jobs: int) -> None:
 def queue(names: list[str], changes: list[str], jobs: int) -> None:
     """Run an experiment of each name, with its place as seed. Raises UserError if one fails.
 
-    A task that a worker takes while it ends is lost to DVC (seen once in 130): it is put into the queue again.
+    A task is put into the queue again if its worker was killed (DVC calls it running for ever) or took it while it
+    ended itself (DVC loses it; seen once in 130).
     """
     settings = [argument for change in changes for argument in ("--set-param", change)]
+    passed_over = set(tasks()[0])  # of earlier calls
     idle, again = 0, AGAIN
     with tqdm(total=len(names), unit="seed", disable=None) as bar:
         bar.set_postfix_str("putting them into the queue")
         put({name: seed for seed, name in enumerate(names)}, settings, jobs)
         bar.set_postfix_str("")
         while True:
-            found, working = states(names)
-            bar.update(sum(state in DONE for state in found.values()) - bar.n)
-            if found and all(found.get(name) in DONE for name in names):
+            known, working = tasks()
+            found = dict(task for identifier, task in known.items() if identifier not in passed_over)
+            bar.update(sum(found.get(name) in DONE for name in names) - bar.n)
+            if all(found.get(name) in DONE for name in names):
                 break
             idle = 0 if working else idle + 1
             if idle > PATIENCE:
-                open_ones = {name: seed for seed, name in enumerate(names) if found.get(name) not in DONE}
+                lost = {name: seed for seed, name in enumerate(names) if found.get(name) not in {*DONE, "Queued"}}
                 if not again:
-                    raise UserError(f"{', '.join(open_ones)}: lost by DVC's queue; `dvc queue status` shows it")
-                put({name: seed for name, seed in open_ones.items() if name not in found}, settings, jobs)
+                    raise UserError(f"{', '.join(lost) or 'the queue'}: DVC's workers end before it does")
+                passed_over |= {identifier for identifier, task in known.items() if task[0] in lost}
+                put(lost, settings, jobs)
                 idle, again = 0, again - 1
             time.sleep(1)
     if failed := [name for name in names if found[name] != "Success"]:

@@ -4,8 +4,10 @@ import json
 import re
 import shlex
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from .conftest import Project
@@ -110,6 +112,23 @@ def test_seed_that_fails_is_named_with_where_its_reason_stands(laboratory: Proje
     )
     assert "wild-seed-0: failed; `dvc queue logs wild-seed-0` says why" in done.stderr
     assert "training diverged" in laboratory.run("dvc", "queue", "logs", "wild-seed-0").stdout
+
+
+def test_seed_whose_worker_is_killed_is_run_again(laboratory: Project) -> None:
+    with ThreadPoolExecutor() as pool:
+        command = ("python", "-m", "digits.seeds", "hit", "--count", "1", "-S", "model.name=linear")
+        under_way = pool.submit(laboratory.run, *command)
+        while not re.search(r"\bhit-seed-0\b.*Running", laboratory.run("dvc", "queue", "status").stdout):
+            assert not under_way.done()
+        ours = [
+            process
+            for process in psutil.process_iter(["cmdline", "cwd"])
+            if process.info["cwd"] == str(laboratory.root)
+        ]
+        worker = next(process for process in ours if "queue-worker" in (process.info["cmdline"] or ()))
+        for process in (worker, *worker.children(recursive=True)):
+            process.kill()
+        assert "| hit | 1 | " in under_way.result(timeout=240).stdout
 
 
 def test_grid_of_the_readme_tries_every_combination(laboratory: Project) -> None:

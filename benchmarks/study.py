@@ -4,9 +4,10 @@
     python -m benchmarks.study --read
 
 Run it after `dvc repro`. Each row is one change to the recipe quick, run by `digits.seeds` and compared with the recipe
-as it is across seeds (`digits.significance.across_seeds`), on the validation split; the test accuracy stands beside it
-and decides nothing. Rewrites docs/experiments.csv, a line for each seed, and the tables of docs/experiments.md.
-`--only` runs the rows of these names; `--read` runs nothing, and makes the tables of the lines that are there.
+as it is, or with the row that it names, across seeds (`digits.significance.across_seeds`), on the validation split; the
+test accuracy stands beside it and decides nothing. Rewrites docs/experiments.csv, a line for each seed, and the tables
+of docs/experiments.md. `--only` runs the rows of these names; `--read` runs nothing, and makes the tables of the lines
+that are there.
 
 One thread for each training and two at a time: together they do more than one with two threads.
 """
@@ -29,15 +30,18 @@ from digits.files import read_table, write_text
 POINTS, PAGE = Path("docs/experiments.csv"), Path("docs/experiments.md")
 BASE = ("recipe=quick", "runtime.threads=1")
 BASELINE = "quick"
+PLAIN = tuple(f"augmentation.{name}=0.0" for name in ("rotation", "scale", "shift", "shear"))
+LONG = "train.epochs=8"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A change to the baseline: the name of its experiments, what is changed, and how."""
+    """A change: the name of its experiments, what is changed, how, and the row that it is compared with."""
 
     name: str
     change: str
     settings: tuple[str, ...]
+    against: str = BASELINE
 
 
 STUDY: dict[str, tuple[Row, ...]] = {
@@ -50,7 +54,7 @@ STUDY: dict[str, tuple[Row, ...]] = {
         Row("whole", "no crop", ("model.cnn.crop=0",)),
     ),
     "augmentation": (
-        Row("plain", "none", tuple(f"augmentation.{name}=0.0" for name in ("rotation", "scale", "shift", "shear"))),
+        Row("plain", "none", PLAIN),
         Row("no-rotation", "no rotation", ("augmentation.rotation=0.0",)),
         Row("no-scale", "no scale", ("augmentation.scale=0.0",)),
         Row("no-shift", "no shift", ("augmentation.shift=0.0",)),
@@ -78,6 +82,16 @@ STUDY: dict[str, tuple[Row, ...]] = {
         Row("tenth", "10 %, ten times the epochs", ("split.training_share=0.1", "train.epochs=20")),
         Row("hundredth", "1 %, a hundred times the epochs", ("split.training_share=0.01", "train.epochs=200")),
         Row("longer", "all, twice the epochs", ("train.epochs=4",)),
+    ),
+    "longer trainings": (
+        Row("long", "eight epochs in place of two", (LONG,)),
+        Row("long-plain", "… and no augmentation", (LONG, *PLAIN), "long"),
+        Row("long-no-smoothing", "… and no label smoothing", (LONG, "train.label_smoothing=0.0"), "long"),
+        Row("long-no-dropout", "… and no dropout", (LONG, "model.cnn.dropout=0.0"), "long"),
+        Row("long-no-decay", "… and no weight decay", (LONG, "train.weight_decay=0.0"), "long"),
+        Row("long-tta", "… and test-time augmentation by 1 pixel", (LONG, "model.tta_shift=1"), "long"),
+        Row("long-wide", "… and twice as wide", (LONG, "model.cnn.channels.quick=[32,64]"), "long"),
+        Row("long-deep", "… and a third convolution", (LONG, "model.cnn.channels.quick=[16,32,32]"), "long"),
     ),
 }  # fmt: skip
 ROWS = [Row(BASELINE, "the recipe quick as it is", ()), *(row for group in STUDY.values() for row in group)]
@@ -107,12 +121,11 @@ def lines_of(row: Row, count: int) -> list[dict[str, str]]:
 
 
 def table(rows: Sequence[Row], lines: list[dict[str, str]]) -> str:
-    """Give the Markdown table of some rows, each compared with the baseline."""
+    """Give the Markdown table of some rows, each compared with the row that it names."""
 
     def column(name: str, key: str) -> list[float]:
         return [float(line[key]) for line in lines if line["name"] == name and line[key]]
 
-    baseline = column(BASELINE, "validation_accuracy")
     text = [
         "| change | seeds | validation, mean ± deviation, % | difference (95 % interval), % points | verdict | test, % "
         "| parameters | training, s |",
@@ -120,11 +133,12 @@ def table(rows: Sequence[Row], lines: list[dict[str, str]]) -> str:
     ]
     for row in rows:
         shares = column(row.name, "validation_accuracy")
-        if len(shares) < 2:
+        others = column(row.against, "validation_accuracy")
+        if min(len(shares), len(others)) < 2:
             continue
         against, verdict = "–", "–"
         if row.name != BASELINE:
-            finding = significance.across_seeds(baseline, shares)
+            finding = significance.across_seeds(others, shares)
             against = f"{100 * finding.difference:+.2f} ({100 * finding.low:+.2f} to {100 * finding.high:+.2f})"
             verdict = f"{finding.verdict}, p = {finding.p:.2g}"
         text.append(

@@ -145,16 +145,27 @@ def test_picture_shows_the_images_that_changed_sides(tmp_path: Path, monkeypatch
         compare.picture(seeds, BEFORE, AFTER, Path("changed.png"))
 
 
-def test_task_that_the_queue_loses_is_put_again_and_at_last_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_that_the_queue_loses_or_whose_worker_is_killed_is_put_again_and_at_last_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     put: list[dict[str, int]] = []
-    empty = "No experiment tasks in the queue.\nWorker status: 0 active, 0 idle\n"
-    done = "aa  x-seed-0  10:00 PM  Success\nbb  x-seed-1  10:00 PM  Success\nWorker status: 0 active, 0 idle\n"
-    lost = done.replace("bb  x-seed-1  10:00 PM  Success\n", "")
+    earlier = "zz  x-seed-1  09:00 PM  Success"  # of an earlier call, which says nothing of this one
+    looks: list[list[str]] = []  # at the queue: before anything is put, after the first time, after the second, …
     monkeypatch.setattr(seeds, "put", lambda names, *_: put.append(names))
     monkeypatch.setattr("time.sleep", lambda _: None)
-    monkeypatch.setattr(seeds, "dvc", lambda *_: done if len(put) > 1 else lost)
-    seeds.queue(["x-seed-0", "x-seed-1"], [], 1)
-    assert put == [{"x-seed-0": 0, "x-seed-1": 1}, {"x-seed-1": 1}]
-    monkeypatch.setattr(seeds, "dvc", lambda *_: empty)
-    with pytest.raises(UserError, match="x-seed-0, x-seed-1: lost by DVC's queue"):
+    monkeypatch.setattr(seeds, "dvc", lambda *_: "\n".join([*looks[len(put)], "Worker status: 0 active, 0 idle"]))
+    first, second = "aa  x-seed-0  10:00 PM  Success", "cc  x-seed-1  10:01 PM  Success"
+    for after in ([earlier, first], [earlier, first, "bb  x-seed-1  10:00 PM  Running"]):
+        put.clear()
+        looks[:] = [earlier], after, [*after, second]
+        seeds.queue(["x-seed-0", "x-seed-1"], [], 1)
+        assert put == [{"x-seed-0": 0, "x-seed-1": 1}, {"x-seed-1": 1}]
+    put.clear()
+    looks[:] = [[earlier]] * 4
+    with pytest.raises(UserError, match="x-seed-0, x-seed-1: DVC's workers end before it does"):
+        seeds.queue(["x-seed-0", "x-seed-1"], [], 1)
+    assert len(put) == 1 + seeds.AGAIN
+    put.clear()
+    looks[:] = [[earlier], [first, second.replace("Success", "Failed")]]
+    with pytest.raises(UserError, match="x-seed-1: failed; `dvc queue logs x-seed-1` says why"):
         seeds.queue(["x-seed-0", "x-seed-1"], [], 1)

@@ -162,8 +162,16 @@ def test_trials_are_runs_under_the_run_of_the_study(project: Path, monkeypatch: 
 
 
 def test_two_processes_share_a_study_and_the_trial_of_a_killed_one_is_tried_again(project: Path) -> None:
-    write_search({"trials": 8, "settings": SETTINGS | {"train.epochs": 30}})
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from digits import tune; tune.HEARTBEAT = 1; tune.main()"
+    write_search({"trials": 12, "settings": SETTINGS | {"train.epochs": 30}})
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from digits import training, tune
+fit = training.fit
+training.fit = lambda *a, **k: (time.sleep(0.05) or epoch for epoch in fit(*a, **k))  # long enough to be killed in
+tune.HEARTBEAT = 1
+tune.main()
+"""
     processes = [
         subprocess.Popen([sys.executable, "-c", code], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for _ in range(2)
@@ -176,19 +184,30 @@ def test_two_processes_share_a_study_and_the_trial_of_a_killed_one_is_tried_agai
         except Exception:
             return []
 
+    def both_at_work() -> bool:
+        found = trials()
+        running = [trial for trial in found if trial.state.name == "RUNNING" and trial.params]
+        return len(running) == 2 and len(found) > 2
+
     deadline = time.monotonic() + 120
-    while sum(trial.state.name == "RUNNING" for trial in trials()) < 2 or not any(
-        t.state.is_finished() for t in trials()
-    ):
+    while True:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+        if both_at_work():
+            os.kill(processes[0].pid, signal.SIGSTOP)
+            if both_at_work():  # still, and the one that stands has a trial for certain
+                break
+            os.kill(processes[0].pid, signal.SIGCONT)
     os.kill(processes[0].pid, signal.SIGKILL)
+    os.kill(processes[1].pid, signal.SIGSTOP)
+    time.sleep(4)  # until the killed one has given no sign of life for longer than three heartbeats
+    os.kill(processes[1].pid, signal.SIGCONT)
     said = processes[1].communicate(timeout=300)[0].decode()
     assert processes[1].returncode == 0, said
     assert processes[0].wait() < 0
     processes[0].stdout and processes[0].stdout.close()
     found = trials()
-    assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in found) == 8
+    assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in found) >= 12
     (lost,) = (trial for trial in found if trial.state.name in ("FAIL", "RUNNING"))
     assert lost.state.name == "FAIL"
     (again,) = (trial for trial in found if trial.system_attrs.get("failed_trial") == lost.number)

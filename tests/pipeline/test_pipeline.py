@@ -148,7 +148,11 @@ def test_queued_experiments_log_to_the_same_place(project: Project) -> None:
         ("train.epochs=abc", "params.yaml: train.epochs: must be a valid integer, not 'abc'"),
         ("+train.typo=1", "params.yaml: train.typo: unknown key; known there: epochs, batch_size, optimizer"),
         ("train.learning_rate=-1", "params.yaml: train.learning_rate: must be greater than 0, not -1"),
-        ("model.name=transformer", "params.yaml: model.name: must be 'cnn' or 'mlp', not 'transformer'"),
+        (
+            "model.name=transformer",
+            "params.yaml: model.name: must be a network with a section there (cnn, linear, mlp, resnet), "
+            "not 'transformer'",
+        ),
     ],
 )
 def test_bad_param_is_one_line_and_loses_nothing(project: Project, setting: str, line: str) -> None:

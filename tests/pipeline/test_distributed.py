@@ -119,7 +119,8 @@ def test_killed_worker_is_replaced_and_the_run_goes_on_from_the_checkpoint(expec
         out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "going on after step" in out
-    assert err.splitlines() == [f"process {1 - victim}: another process is gone; all start again"]
+    # Not a word if torchrun ends the other process before that notices.
+    assert set(err.splitlines()) <= {f"process {1 - victim}: another process is gone; all start again"}
     assert paths.MODEL.read_bytes() == expected
     assert not saved()
 

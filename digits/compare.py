@@ -13,6 +13,7 @@ read, no model is run again. The picture shows the validation images that change
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from digits.significance import Finding
 
 # The split, the file it is in, and the predictions that evaluate wrote for it.
 SPLITS = {"validation": (paths.VALIDATION, paths.VALIDATION_TABLE), "test": (paths.TEST, paths.CONFUSION_TABLE)}
+PICTURES = (".png", ".pdf", ".svg")
 COST = ("parameters", "epochs")  # of metrics/train.json
 
 
@@ -60,7 +62,13 @@ def side(what: str) -> list[State]:
 
     Raises UserError if there are none, or they differ by more than their seed.
     """
-    names = [name for part in what.split(",") for name in provenance.experiments(part) or [part]]
+    names: list[str] = []
+    for part in what.split(","):
+        is_pattern = re.search(r"[*?\[]", part)
+        found = provenance.experiments(part).values() if is_pattern else [part]
+        if not found:
+            raise UserError(f"{part}: no DVC experiment has such a name; `dvc exp list --all-commits` names them")
+        names.extend(found)
     states = [provenance.resolve(name) for name in names]
     try:
         states = [provenance.with_run(state) for state in states]
@@ -259,7 +267,12 @@ def console(found: dict[str, Any]) -> None:
 
 
 def picture(found: dict[str, Any], first: State, second: State, path: Path) -> None:
-    """Show the validation images that changed sides. Raises UserError if they are not here, or nothing was paired."""
+    """Show the validation images that changed sides.
+
+    Raises UserError if they are not here, nothing was paired, or `path` cannot be written.
+    """
+    if path.suffix not in PICTURES:
+        raise UserError(f"--picture: {path}: must end in {', '.join(PICTURES)}")
     test = found["validation"]
     if not test or "fixed" not in test:
         raise UserError("--picture: needs one result of each, validated on the same images")
@@ -269,7 +282,10 @@ def picture(found: dict[str, Any], first: State, second: State, path: Path) -> N
     split = data.load(paths.VALIDATION)
     before, after = read(first, "validation").predicted, read(second, "validation").predicted
     groups = {f"put {kind} by B": test[key] for kind, key in (("right", "fixed"), ("wrong", "broken"))}
-    figures.changed(split, before, after, groups, path)
+    try:
+        figures.changed(split, before, after, groups, path)
+    except OSError as error:
+        raise UserError(f"--picture: {path}: cannot be written ({error.strerror})") from None
 
 
 def main() -> None:

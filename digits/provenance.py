@@ -91,28 +91,33 @@ def resolve(what: str) -> State:
         if not found:
             raise UserError(f"{what}: MLflow has no run of this id (see MLFLOW_TRACKING_URI)")
         return found
-    named = git("for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{what}") or b""
-    commit = named or git("rev-parse", "--verify", "--quiet", f"{what}^{{commit}}") or b""
+    commit = (
+        experiments(what).get(what) or (git("rev-parse", "--verify", "--quiet", f"{what}^{{commit}}") or b"").decode()
+    )
     if not commit:
         raise UserError(
             f"{what}: there is no MLflow run, DVC experiment, git revision or model file of this name "
             f"(nor is it `{WORKSPACE}`)"
         )
-    return _from_commit(commit.decode().split()[0])
+    return _from_commit(commit.strip())
 
 
 def _from_commit(commit: str) -> State:
     return _from_lock(_name(commit), commit, lambda file: _content(commit, file))
 
 
-def experiments(pattern: str) -> list[str]:
-    """Give the commits of the DVC experiments whose names fit a pattern with `*` or `?`, by name; none for a name."""
-    if not re.search(r"[*?\[]", pattern):
-        return []
-    found = git("for-each-ref", "--sort=refname", "--format=%(objectname)", f"refs/exps/*/*/{pattern}") or b""
-    if not found:
-        raise UserError(f"{pattern}: no DVC experiment has such a name; `dvc exp list --all-commits` names them")
-    return found.decode().split()
+def experiments(pattern: str) -> dict[str, str]:
+    """Give the commits of the DVC experiments whose names fit a pattern with `*` or `?`, by name.
+
+    Of several of one name, on different commits, it is the one on HEAD, as for DVC, or else the newest.
+    """
+    head, found = lineage.commit() or "", {}
+    for place in ("*/*", f"{head[:2]}/{head[2:]}"):
+        command = ("for-each-ref", "--sort=committerdate", "--format=%(objectname) %(refname)")
+        for line in (git(*command, f"refs/exps/{place}/{pattern}") or b"").decode().splitlines():
+            commit, name = line.split()
+            found[name.rsplit("/", 1)[-1]] = commit  # the last one wins
+    return dict(sorted(found.items()))
 
 
 def _from_lock(name: str, commit: str | None, read: Callable[[str], bytes]) -> State:

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,9 @@ def test_picture_shows_the_images_that_changed_sides(tmp_path: Path, monkeypatch
     )
     compare.picture(compare.compare([first], [second]), first, second, Path("changed.png"))
     assert Path("changed.png").stat().st_size > 1000
+    for place, fault in (("a.txt", "must end in .png, .pdf, .svg"), ("changed.png/a.png", "cannot be written (")):
+        with pytest.raises(UserError, match=rf"^--picture: {re.escape(place)}: {re.escape(fault)}"):
+            compare.picture(compare.compare([first], [second]), first, second, Path(place))
     seeds: Any = compare.compare([BEFORE, AFTER], [BEFORE, AFTER])
     with pytest.raises(UserError, match="needs one result of each"):
         compare.picture(seeds, BEFORE, AFTER, Path("changed.png"))

@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,32 @@ def test_difference_takes_params_as_numbers_and_checksums_as_text(capsys: pytest
 def test_difference_says_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     provenance.tell_difference(state("one", environment={}), state("two"))
     assert "environment\n  not known of one\n" in capsys.readouterr().out
+
+
+def test_experiments_of_one_name_are_that_on_the_commit_here_or_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str, date: int = 0) -> str:
+        names = {f"GIT_{who}_{what}": "t@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        names |= {f"GIT_{who}_DATE": f"{1_700_000_000 + date} +0000" for who in ("AUTHOR", "COMMITTER")}
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, env=os.environ | names)
+        return done.stdout.strip()
+
+    monkeypatch.chdir(tmp_path)
+    git("init", "--quiet", "--initial-branch=main")
+    git("commit", "--quiet", "--allow-empty", "--message=one")
+    git("commit", "--quiet", "--allow-empty", "--message=two")
+    bases = {name: git("rev-parse", name) for name in ("main~", "main")}
+    made = {}
+    for name, base, date in (("wide", "main~", 2), ("wide", "main", 1), ("wide-2", "main~", 4), ("deep", "main", 3)):
+        made[name, base] = git("commit-tree", "-p", bases[base], "-m", name, f"{base}^{{tree}}", date=date)
+        git("update-ref", f"refs/exps/{bases[base][:2]}/{bases[base][2:]}/{name}", made[name, base])
+    assert provenance.experiments("wide*") == {"wide": made["wide", "main"], "wide-2": made["wide-2", "main~"]}
+    git("commit", "--quiet", "--allow-empty", "--message=three")
+    assert provenance.experiments("wide") == {"wide": made["wide", "main~"]}  # neither is here: the newest
+    git("checkout", "--quiet", "--detach", bases["main"])
+    assert provenance.experiments("wide") == {"wide": made["wide", "main"]}
+    assert provenance.experiments("nothing") == provenance.experiments("wid") == {}
 
 
 @pytest.mark.parametrize(

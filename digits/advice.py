@@ -177,3 +177,8 @@ RULES: tuple[Callable[[Evidence], str | None], ...] = (_fit, _length, _pair, _cl
 def suggest(evidence: Evidence) -> list[str]:
     """Give a line for each rule that the evidence speaks for, the most promising first."""
     return [line for rule in RULES if (line := rule(evidence))]
+
+
+def listed(evidence: Evidence) -> str:
+    """Give the lines of `suggest` as a list in Markdown."""
+    return "\n".join(f"- {line}" for line in suggest(evidence)) or "- nothing that the figures point to"

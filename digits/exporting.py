@@ -98,13 +98,11 @@ def run_onnx(path: Path, split: Split, batch_size: int, threads: int) -> Tensor:
     return torch.cat([torch.from_numpy(session.run([OUTPUT], {INPUT: images})[0]) for images in batches])
 
 
-def model_card(
-    data_name: str, description: Description, results: dict[str, dict[str, Any]], suggestions: list[str]
-) -> str:
+def model_card(data_name: str, description: Description, results: dict[str, dict[str, Any]], suggestions: str) -> str:
     """Give the model card as Markdown, after Mitchell et al., "Model Cards for Model Reporting" (2019).
 
     `results` holds the contents of metrics/dataset.json, train.json, test.json and export.json by these names,
-    `suggestions` the lines of `advice.suggest`.
+    `suggestions` is what `advice.listed` gives.
     """
     dataset, train, test = (flatten(results[name]) for name in ("dataset", "train", "test"))
     recall = results["test"]["recall"]
@@ -175,5 +173,5 @@ repository, finds the commits and the runs.
 
 ## What may improve it
 
-{chr(10).join(f"- {line}" for line in suggestions) or "- Nothing that its figures would point to."}
+{suggestions}
 """

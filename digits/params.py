@@ -138,12 +138,15 @@ _Loader.add_implicit_resolver(
 
 
 def load(path: Path = PATH, changes: dict[str, Any] | None = None) -> Params:
-    """Read params.yaml in the working directory, which DVC sets to the repository's root.
+    """Read params.yaml in the working directory, which DVC sets to the repository's root; see `assemble`."""
+    return assemble(read(Params, path), changes or {}, path)
 
-    `changes` are values that stand in for those of the file, by dotted key: `{"recipe": "quick", "train.epochs": 3}`.
+
+def assemble(content: dict[str, Any], changes: dict[str, Any], path: Path = PATH) -> Params:
+    """Give what a file holds as checked objects, with `changes`, by dotted key, in place of some of its values.
+
     Raises UserError with one line for each fault.
     """
-    content, changes = read(Params, path), changes or {}
     content = choose(content | ({"recipe": changes["recipe"]} if "recipe" in changes else {}))
     for key, value in changes.items():
         *sections, name = key.split(".")

@@ -95,7 +95,8 @@ def fit(
         yield from epochs
 
     silent = None if distributed.is_leader() else True
-    with tqdm(total=steps, initial=step, unit="step", disable=silent, dynamic_ncols=True) as bar:
+    # leave=None: under the bar of a search it goes, by itself it stays.
+    with tqdm(total=steps, initial=step, unit="step", disable=silent, leave=None, dynamic_ncols=True) as bar:
         for epoch in range(len(epochs) + 1, train.epochs + 1):
             network.train()
             before_shuffle = order.get_state()

@@ -45,7 +45,7 @@ def main() -> None:
         network, validation, held_out, logits, test.labels, curve, train, p.evaluate.bins, batch_size, device
     )
     write_json(paths.EVIDENCE, evidence)
-    print("to try next:\n" + "\n".join(f"- {line}" for line in advice.suggest(evidence)))
+    print(f"to try next:\n{advice.listed(evidence)}")
     tracking.record(p, "evaluate", device)
 
 

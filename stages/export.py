@@ -36,7 +36,7 @@ def main() -> None:
     write_json(paths.EXPORT_METRICS, metrics)
 
     results = {path.stem: read_json(path) for path in (paths.DATASET_METRICS, paths.TRAIN_METRICS, paths.TEST_METRICS)}
-    suggestions = advice.suggest(read_json(paths.EVIDENCE))
+    suggestions = advice.listed(read_json(paths.EVIDENCE))
     write_text(
         paths.MODEL_CARD, exporting.model_card(p.data.name, description, results | {"export": metrics}, suggestions)
     )

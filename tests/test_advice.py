@@ -34,6 +34,8 @@ CONTENT: dict[str, Any] = {  # nothing to say
 
 def test_nothing_is_said_where_nothing_stands_out() -> None:
     assert advice.suggest(CONTENT) == []
+    assert advice.listed(CONTENT) == "- nothing that the figures point to"
+    assert advice.listed(CONTENT | {"suspects": [7], "last_gain": 0.1}).count("\n- ") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Search for better params with Optuna, by validation accuracy:
 
-    python -m digits.tune [--trials 30] [-S train.epochs=3 ...] [--storage URL] [--write]
+    python -m digits.tune [--study NAME] [--trials 30] [-S train.epochs=3 ...] [--storage URL] [--write]
 
 search.yaml names the knobs and their ranges. TPE (Bergstra et al., 2011, NeurIPS) proposes; after each epoch a trial
 that is in the last quarter of the others at that epoch is given up. The first trial has the params as they are. Trials
@@ -9,15 +9,15 @@ for the study.
 
 The study lies in a database, by default `tuning/studies.db`: stop it and start it again, or start it in several
 processes, or with `--storage postgresql://…` on several machines, and they share the trials. One that was killed is
-tried again by another. At the end stands the `dvc exp run` that makes a result of the best trial; `--write` puts it
-into params.yaml.
+tried again by another. A search of one process comes out the same every time. At the end stands the `dvc exp run` that
+makes a result of the best trial; `--write` puts it into params.yaml.
 
 Needs the extra `tune`: `uv pip install optuna`.
 """
 
 import argparse
 import io
-import os
+import json
 import shlex
 import warnings
 from dataclasses import asdict
@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from digits import data, figures, models, params, paths, runtime, tracking, training
 from digits.command import UserError, run
-from digits.files import read_json, write_text
-from digits.params import Count, Section, Seed
+from digits.files import flatten, md5, read_json, write_text
+from digits.params import Count, Params, Section, Seed
 
 if TYPE_CHECKING:
     import optuna
@@ -41,6 +41,8 @@ SEARCH = Path("search.yaml")
 FOLDER = Path("tuning")
 KEPT = 75.0  # percent of the trials that go on after each epoch
 HEARTBEAT = 10  # seconds between two signs of life of a process; after three without, its trial is tried again
+BEGUN_WITH = "begun_with"  # attribute of a study: what its trials have in common
+Space = dict[str, "list[Any] | Range"]
 
 
 class Range(Section):
@@ -64,17 +66,22 @@ class Search(Section):
     space: Annotated[dict[str, Any], Field(min_length=1)]
 
 
-def load() -> Search:
-    """Read search.yaml. Raises UserError with a line for each fault."""
+def load(study: str | None, settings: dict[str, Any]) -> Search:
+    """Read search.yaml; `study` is another name than its own, `settings` are more than its own.
+
+    Raises UserError with a line for each fault.
+    """
     search = params.check(Search, params.read(Search, SEARCH), SEARCH)
     known = [key for key in params.load().flat() if key.split(".")[0] in params.OF_RECIPES]
     faults: list[str] = []
-    space: dict[str, list[Any] | Range] = {}
+    space: Space = {}
     for key, value in search.space.items():
         if key not in known:
             faults.append(f"{SEARCH}: space.{key}: no knob of that name; known are {', '.join(known)}")
         elif isinstance(value, list):
             space[key] = value
+            if not value:
+                faults.append(f"{SEARCH}: space.{key}: must have a choice, or a range from low to high")
         else:
             domain = space[key] = params.check(Range, value, SEARCH, ("space", key))
             if domain.low >= domain.high:
@@ -83,28 +90,59 @@ def load() -> Search:
                 faults.append(f"{SEARCH}: space.{key}.low: must be above 0 where log is true, not {domain.low}")
     if faults:
         raise UserError("\n".join(faults))
-    return search.model_copy(update={"space": space})
+    more = {"study": study or search.study, "settings": search.settings | settings}
+    return search.model_copy(update={"space": space, **more})
 
 
-def suggest(trial: "optuna.Trial", space: dict[str, list[Any] | Range]) -> dict[str, Any]:
+def suggest(trial: "optuna.Trial", space: Space) -> dict[str, Any]:
     """Give a value for each knob of the space."""
     found: dict[str, Any] = {}
     for key, domain in space.items():
         if isinstance(domain, list):
-            found[key] = trial.suggest_categorical(key, domain)
+            found[key] = trial.suggest_categorical(key, [_stored(choice) for choice in domain])
         elif isinstance(domain.low, int) and isinstance(domain.high, int):
             found[key] = trial.suggest_int(key, domain.low, domain.high, log=domain.log)
         else:
             found[key] = trial.suggest_float(key, domain.low, domain.high, log=domain.log)
+    return values(found, space)
+
+
+def _stored(choice: Any) -> Any:
+    """Give a choice as Optuna can keep it: a list, as of channels, as text."""
+    return json.dumps(choice) if isinstance(choice, list) else choice
+
+
+def values(stored: dict[str, Any], space: Space) -> dict[str, Any]:
+    """Give the values of knobs that a trial has as Optuna keeps them; numbers with four digits, which is plenty."""
+    found = {}
+    for key, value in stored.items():
+        domain = space[key]
+        if isinstance(domain, list):
+            found[key] = next(choice for choice in domain if _stored(choice) == value)
+        else:
+            found[key] = float(f"{value:.4g}") if isinstance(value, float) else value
     return found
 
 
 class Trials:
-    """Trains a network for each trial: `study.optimize(Trials(search, changes))`."""
+    """Trains a network for each trial: `study.optimize(Trials(search))`.
 
-    def __init__(self, search: Search, changes: dict[str, Any]) -> None:
-        self._search, self._changes = search, search.settings | changes
-        p = params.load(changes=self._changes)
+    Raises UserError if the splits are missing, or the space has a value that its knob may not have.
+    """
+
+    def __init__(self, search: Search) -> None:
+        self._search = search
+        self._content = params.read(Params, params.PATH)  # once: whoever edits the file now changes no trial
+        p = self._params({})
+        faults = []
+        for key, domain in search.space.items():
+            for value in domain if isinstance(domain, list) else (domain.low, domain.high):
+                try:
+                    self._params({key: value})
+                except UserError as error:
+                    faults.append(f"{SEARCH}: space.{key}: {str(error).removeprefix(f'{params.PATH}: {key}: ')}")
+        if faults:
+            raise UserError("\n".join(faults))
         self.device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
         try:
             self._splits = data.load(paths.TRAIN), data.load(paths.VALIDATION)
@@ -112,22 +150,38 @@ class Trials:
         except FileNotFoundError as error:
             raise UserError(f"{error.filename}: not there yet; `dvc repro preprocess` makes it") from None
 
+    def _params(self, chosen: dict[str, Any]) -> Params:
+        p = params.assemble(self._content, self._search.settings | chosen)
+        models.check(p.model.model_extra or {})
+        return p
+
     def start(self) -> dict[str, Any]:
         """Give the values that the knobs of the space have without a search, those that it holds."""
-        flat = params.load(changes=self._changes).flat()
-        return {key: flat[key] for key, domain in self._search.space.items() if flat[key] in domain}
+        flat = self._params({}).flat()
+        return {key: _stored(flat[key]) for key, domain in self._search.space.items() if flat[key] in domain}
+
+    def in_common(self) -> dict[str, str]:
+        """Give what all trials of the study share, as text: the space, params outside it, and the images."""
+        search = self._search
+        common = {f"space.{key}": str(domain) for key, domain in search.space.items()}
+        for key, value in self._params({}).flat().items():
+            named = key in search.settings or key not in search.space
+            if named and key.split(".")[0] in ("recipe", "seed", *params.OF_RECIPES):
+                common[key] = str(value)
+        return common | {path.as_posix(): md5(path) for path in (paths.TRAIN, paths.VALIDATION)}
 
     def __call__(self, trial: "optuna.Trial") -> float:
         import optuna
 
-        p = params.load(changes=self._changes | suggest(trial, self._search.space))
-        models.check(p.model.model_extra or {})
-        torch.manual_seed(runtime.derive(p.seed, "weights"))
         pixels, classes = self._pixels, self._splits[0].classes
-        network = models.build(p.model.name, len(classes), p.model.knobs(), pixels["pixel_mean"], pixels["pixel_std"])
+        p = self._params(suggest(trial, self._search.space))
         precision = runtime.precision_of(p.runtime.precision, self.device, p.runtime.reproducibility)
         with tracking.Trial(p, self.device, self._search.study, trial.number) as live:
             try:
+                torch.manual_seed(runtime.derive(p.seed, "weights"))
+                network = models.build(
+                    p.model.name, len(classes), p.model.knobs(), pixels["pixel_mean"], pixels["pixel_std"]
+                )
                 for epoch in training.fit(
                     network, *self._splits, p.seed, p.train, p.augmentation, p.runtime.batch_size, self.device,
                     precision=precision,
@@ -136,13 +190,32 @@ class Trials:
                     trial.report(epoch.validation_accuracy, epoch.epoch)
                     if trial.should_prune():
                         raise optuna.TrialPruned
-            except UserError as error:  # it diverged: a bad place to search, and nobody's mistake
+            except UserError as error:  # no room for so many convolutions, or it diverged: bad, and nobody's mistake
                 raise optuna.TrialPruned(str(error)) from None
         return epoch.validation_accuracy
 
 
-def study_of(search: Search, storage: str) -> "optuna.Study":
-    """Give the study of this name, made if need be. Raises UserError if the database cannot be used."""
+def _sampler(seed: int) -> "optuna.samplers.BaseSampler":
+    """Give a TPE whose draws depend on `seed` and on the number of the trial alone.
+
+    So a search of one process comes out the same again, also after a break, and two that share a study never draw the
+    same.
+    """
+    from optuna.samplers import TPESampler
+
+    class Sampler(TPESampler):
+        def before_trial(self, study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
+            super().__init__(seed=runtime.derive(seed, f"trial {trial.number}") % 2**32)
+            super().before_trial(study, trial)
+
+    return Sampler()
+
+
+def study_of(search: Search, storage: str, in_common: dict[str, str]) -> "optuna.Study":
+    """Give the study of this name, made if need be.
+
+    Raises UserError if the database cannot be used, or the study is there and its trials have other things in common.
+    """
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -157,17 +230,24 @@ def study_of(search: Search, storage: str) -> "optuna.Study":
             grace_period=3 * HEARTBEAT,
             heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),
         )
-        return optuna.create_study(
+        study = optuna.create_study(
             storage=database,
             study_name=search.study,
             direction="maximize",
             load_if_exists=True,
-            # Seeded anew for each start, or processes that share a study would all propose the same.
-            sampler=optuna.samplers.TPESampler(seed=search.seed + os.getpid(), multivariate=True, constant_liar=True),
+            sampler=_sampler(search.seed),
             pruner=optuna.pruners.PercentilePruner(KEPT, n_startup_trials=5),
         )
     except (SQLAlchemyError, ImportError) as error:
         raise UserError(f"--storage: {storage} cannot be used: {str(error).splitlines()[0][:200]}") from None
+    begun = study.user_attrs.get(BEGUN_WITH)
+    if not begun:
+        study.set_user_attr(BEGUN_WITH, in_common)
+    elif begun != in_common:
+        keys = [key for key in {**begun, **in_common} if begun.get(key) != in_common.get(key)]
+        differences = ", ".join(f"{key} {begun.get(key, 'free')}, not {in_common.get(key, 'free')}" for key in keys)
+        raise UserError(f"study {search.study}: was begun with {differences}; give this one another name with --study")
+    return study
 
 
 def finished(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
@@ -184,8 +264,8 @@ def search_on(study: "optuna.Study", trials: Trials, count: int) -> None:
         def progress(study: "optuna.Study", _trial: Any) -> None:
             done = finished(study)
             bar.update(min(count, len(done)) - bar.n)
-            values = [trial.value for trial in done if trial.value is not None]
-            bar.set_postfix_str(f"best {max(values):.2%}" if values else "")
+            reached = [trial.value for trial in done if trial.value is not None]
+            bar.set_postfix_str(f"best {max(reached):.2%}" if reached else "")
             if len(done) >= count:
                 study.stop()
 
@@ -193,47 +273,59 @@ def search_on(study: "optuna.Study", trials: Trials, count: int) -> None:
             study.optimize(trials, callbacks=[progress], catch=())
 
 
-def assignments(values: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+def assignments(chosen: dict[str, Any]) -> list[str]:
     """Give what `dvc exp run -S` takes for these values."""
-    everything = settings | values
-    return [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in everything.items()
-    ]
+    content = params.read(Params, params.PATH)
+    recipe, known = chosen.get("recipe", content["recipe"]), flatten(content)
+    found = []
+    for key, value in chosen.items():
+        # In place of one value for each recipe DVC takes a scalar, but no list.
+        name = f"{key}.{recipe}" if isinstance(value, list) and f"{key}.{recipe}" in known else key
+        found.append(f"{name}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}")
+    return found
 
 
-def write(values: dict[str, Any]) -> None:
+def write(chosen: dict[str, Any]) -> None:
     """Put values into params.yaml, of which comments and everything else stay as they are."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedSeq
 
     editor = YAML()
     editor.preserve_quotes, editor.width = True, 4096
     content = editor.load(params.PATH.read_text(encoding="utf-8"))
-    for key, value in values.items():
+    recipe = chosen.get("recipe", content["recipe"])
+    for key, value in chosen.items():
         *sections, name = key.split(".")
         node = content
         for section in sections:
             node = node[section]
         if isinstance(node[name], dict):  # one value for each recipe
-            node, name = node[name], content["recipe"]
-        node[name] = value
+            node, name = node[name], recipe
+        node[name] = CommentedSeq(value) if isinstance(value, list) else value
+        if isinstance(value, list):
+            node[name].fa.set_flow_style()
     text = io.StringIO()
     editor.dump(content, text)
     write_text(params.PATH, text.getvalue())
 
 
-def report(study: "optuna.Study", search: Search, settings: dict[str, Any]) -> dict[str, Any]:
-    """Draw the history and the importance of each knob, print the best trial; give its values."""
+def report(study: "optuna.Study", search: Search) -> dict[str, Any]:
+    """Draw the history and the importance of each knob, print the best trial; give its values.
+
+    Raises UserError if there is none.
+    """
     import optuna
 
     done = [trial for trial in finished(study) if trial.value is not None]
-    if not done:
-        raise UserError(f"{search.study}: no trial came to an end")
+    complete = [trial for trial in done if trial.state.name == "COMPLETE"]
+    if not complete:
+        raise UserError(f"study {search.study}: no trial came to its end; all diverged or were given up")
     best = study.best_trial
+    chosen = values(best.params, search.space)
     folder = FOLDER / search.study
     history = [(trial.number, trial.value, trial.state.name == "COMPLETE") for trial in done if trial.value is not None]
     figures.search_history(history, folder / "history.png")
     pictures = [folder / "history.png"]
-    complete = [trial for trial in done if trial.state.name == "COMPLETE"]
     if len({trial.value for trial in complete}) > 1:
         shares = optuna.importance.get_param_importances(
             study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=search.seed)
@@ -243,16 +335,27 @@ def report(study: "optuna.Study", search: Search, settings: dict[str, Any]) -> d
     tracking.record_study(search.study, pictures)
     print(f"\n{len(done)} trials, {len(done) - len(complete)} of them given up early")
     print(f"best: trial {best.number}, {best.value:.2%} of validation images")
-    for key, value in best.params.items():
+    for key, value in chosen.items():
         print(f"  {key}: {value}")
     print(f"pictures: {', '.join(map(str, pictures))}")
-    arguments = " ".join(f"-S {shlex.quote(one)}" for one in assignments(best.params, settings))
+    arguments = " ".join(f"-S {shlex.quote(one)}" for one in assignments(search.settings | chosen))
     print(f"\nto make a result of it:\ndvc exp run {arguments}")
-    return dict(best.params)
+    return search.settings | chosen
+
+
+def _lost(error: BaseException | None) -> str | None:
+    """Give what the database said if it is the reason of an error, which Optuna 5.0 hides behind one of its own."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    while error and not isinstance(error, StorageInternalError | SQLAlchemyError):
+        error = error.__context__
+    return str(error.__cause__ or error).splitlines()[0][:200] if error else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m digits.tune", description="Search for better params.")
+    parser.add_argument("--study", metavar="NAME", help="go on with this study, or begin it (default: search.yaml's)")
     parser.add_argument("--trials", type=int, help="in all (default: that of search.yaml)")
     parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", help="as of dvc exp run")
     parser.add_argument("--storage", default=f"sqlite:///{FOLDER}/studies.db", help="default: %(default)s")
@@ -262,17 +365,23 @@ def main() -> None:
         import optuna  # noqa: F401  # the extra
     except ImportError:
         raise UserError("python -m digits.tune needs Optuna: `uv pip install optuna`") from None
-    search = load()
-    changes = params.assigned(arguments.set_param)
-    settings = search.settings | changes
-    trials = Trials(search, changes)
-    study = study_of(search, arguments.storage)
+    search = load(arguments.study, params.assigned(arguments.set_param))
+    count = search.trials if arguments.trials is None else arguments.trials
+    if count < 1:
+        raise UserError(f"--trials: must be 1 or more, not {count}")
+    trials = Trials(search)
+    study = study_of(search, arguments.storage, trials.in_common())
     if not study.get_trials(deepcopy=False):
         study.enqueue_trial(trials.start(), skip_if_exists=True)
-    search_on(study, trials, arguments.trials or search.trials)
-    best = report(study, search, settings)
+    try:
+        search_on(study, trials, count)
+        best = report(study, search)
+    except Exception as error:
+        if not (reason := _lost(error)):
+            raise
+        raise UserError(f"--storage: {arguments.storage} is lost: {reason}; start again to go on") from None
     if arguments.write:
-        write(settings | best)
+        write(best)
         print(f"\n{params.PATH} has them now; `git diff {params.PATH}` shows what changed")
 
 

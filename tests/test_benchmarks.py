@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import accuracy, limits, peers, recipes, study
+from benchmarks import accuracy, limits, noise, peers, recipes, study
 from benchmarks.accuracy import NEVER, Training
 from benchmarks.probe import Point, Probe
 from digits import data, evaluation, models, params
@@ -178,3 +178,15 @@ def test_study_makes_its_tables_again_from_its_lines(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sys.argv", ["study", "--read"])
     study.main()
     assert study.PAGE.read_text() == page
+
+
+def test_noise_counts_verdicts_for_each_split() -> None:
+    def one(validation: float, test: float) -> dict[str, dict[str, float | str]]:
+        verdicts = {p: "no evidence" if p >= 0.05 else "worse" for p in (validation, test)}
+        return {split: {"p": p, "verdict": verdicts[p]} for split, p in (("validation", validation), ("test", test))}
+
+    lines = noise.table({"b against a": [one(0.5, 0.02), one(0.06, 0.9)]}).splitlines()
+    assert lines[2:] == [
+        "| b against a | 2 | validation | 2 | 0 | 0 | 0.06 to 0.5 |",
+        "| b against a | 2 | test | 1 | 0 | 1 | 0.02 to 0.9 |",
+    ]

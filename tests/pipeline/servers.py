@@ -1,13 +1,17 @@
 """Real servers of other programs, each on a free port of this machine, for as long as a test needs them."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 
 def free_port() -> int:
@@ -50,3 +54,38 @@ def serving(
             if server.poll() is None:
                 os.killpg(server.pid, end)
             server.wait(timeout=30)
+
+
+@contextmanager
+def postgres() -> Iterator[tuple[str, Path]]:
+    """A new PostgreSQL with a password: its URL without that, and the file in the form of ~/.pgpass that has it."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    program = shutil.which("initdb") or (str(found[-1]) if found else None)
+    if not program:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    programs = Path(program).resolve().parent
+    user = "postgres" if os.getuid() == 0 else None  # PostgreSQL refuses root; Debian's package makes this user
+    # Not in pytest's folder: that is closed to other users. A path of a socket is 107 characters at most.
+    with tempfile.TemporaryDirectory() as name:
+        folder, port = Path(name), free_port()
+        (folder / "password").write_text("s3cret\n")
+        if user:
+            shutil.chown(folder, user)
+            shutil.chown(folder / "password", user)
+        data = folder / "data"
+        options = ["--username=team", "--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync"]
+        make = [str(programs / "initdb"), f"--pgdata={data}", f"--pwfile={folder / 'password'}", *options]
+        groups: list[str] | None = [] if user else None
+        subprocess.run(make, cwd=folder, user=user, extra_groups=groups, stdout=subprocess.DEVNULL, check=True)
+        settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder, "fsync": "off"}
+        command = [str(programs / "postgres"), f"-D{data}", *(f"--{key}={value}" for key, value in settings.items())]
+
+        def ready() -> bool:
+            asked = [str(programs / "pg_isready"), "--quiet", "--host=127.0.0.1", f"--port={port}"]
+            return not subprocess.run(asked, check=False).returncode
+
+        with serving(command, ready, folder / "log", folder=folder, user=user, end=signal.SIGINT):
+            passwords = folder / "pgpass"
+            passwords.write_text(f"127.0.0.1:{port}:postgres:team:s3cret\n")
+            passwords.chmod(0o600)
+            yield f"postgresql://team@127.0.0.1:{port}/postgres", passwords

@@ -1,0 +1,79 @@
+"""How often `digits.compare` calls two networks different that differ by their seed alone, and what it sees.
+
+    python -m benchmarks.noise [--count 7] [--jobs 2]
+
+Run it after `dvc repro`. Seeds of the recipe quick and of the MLP, as in the study (`benchmarks.study`, whose
+experiments are used where they are there). Every pair of seeds of quick is compared, and the MLP with quick for each
+seed. Writes benchmarks/noise.md.
+
+Two seeds give two networks, of which one may really be a little better: on enough images every pair differs. The
+question here is what happens on the validation split, which decides.
+"""
+
+import argparse
+import itertools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study import BASE, ROWS, Row, command
+from digits import compare, provenance, seeds
+from digits.command import UserError, run
+from digits.files import write_text
+
+PAGE = Path("benchmarks/noise.md")
+QUICK, MLP = (next(row for row in ROWS if row.name == name) for name in ("quick", "mlp"))
+
+
+def table(groups: dict[str, list[dict[str, Any]]]) -> str:
+    """Give a Markdown table of comparisons (`compare.compare`), a line for each group of them and each split."""
+    lines = [
+        "| B against A | comparisons | split | no evidence | better | worse | p, smallest to largest |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in groups.items():
+        for split in compare.SPLITS:
+            verdicts = Counter(one[split]["verdict"] for one in found)
+            chances = sorted(one[split]["p"] for one in found)
+            counts = " | ".join(str(verdicts[word]) for word in ("no evidence", "better", "worse"))
+            lines.append(f"| {name} | {len(found)} | {split} | {counts} | {chances[0]:.2g} to {chances[-1]:.2g} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.noise", description="How often are seeds of one recipe called different?"
+    )
+    parser.add_argument("--count", type=int, default=7, help="seeds of each, of which 7 make 21 pairs (default: 7)")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (default: %(default)s)")
+    options = parser.parse_args()
+    if options.count < 2:
+        raise UserError(f"--count: must be 2 or more, not {options.count}")
+
+    def results(row: Row) -> list[Any]:
+        names = [f"{row.name}-seed-{seed}" for seed in range(options.count)]
+        seeds.queue(names, [*BASE, *row.settings], options.jobs)
+        return [provenance.resolve(name) for name in names]
+
+    quick, mlp = results(QUICK), results(MLP)
+    groups = {
+        "quick against quick, other seed": [
+            compare.compare([one], [other]) for one, other in itertools.combinations(quick, 2)
+        ],
+        "quick against the MLP, same seed": [
+            compare.compare([one], [other]) for one, other in zip(mlp, quick, strict=True)
+        ],
+    }
+    commands = "\n".join(command(row, options.count) for row in (QUICK, MLP))
+    write_text(
+        PAGE,
+        "McNemar's exact test on the same images, verdicts at p < 0.05 (`python -m benchmarks.noise`):\n\n"
+        f"{table(groups)}\n\n```\n{commands}\n```\n\n"
+        "Two networks that differ by their seed alone are still two networks: the test split, twice as large, shows\n"
+        "some of these differences. To compare recipes and not networks, compare across seeds.\n",
+    )
+    print(table(groups))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -43,8 +43,11 @@ def tasks() -> tuple[dict[str, tuple[str, str]], bool]:
 
 def put(names: dict[str, int], settings: list[str], jobs: int) -> None:
     """Put an experiment of each name and seed into the queue, and see to it that somebody works on them."""
+    # Not `exp run --force`: that would run every stage again, and download the data for each seed.
+    if there := names.keys() & set(dvc("exp", "list", "--name-only").split()):
+        dvc("exp", "remove", *sorted(there))
     for name, seed in names.items():
-        dvc("exp", "run", "--queue", "--force", "--name", name, *settings, "--set-param", f"seed={seed}", "evaluate")
+        dvc("exp", "run", "--queue", "--name", name, *settings, "--set-param", f"seed={seed}", "evaluate")
     # Its workers live on, and would keep a pipe of ours open.
     subprocess.run(
         [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)],

@@ -262,7 +262,10 @@ def console(found: dict[str, Any]) -> None:
         out.print(grid)
     said = verdict(found)
     out.print(
-        f"\n{'There is' if said.startswith('no ') else 'B is'} {said}.", markup=False, style="bold", soft_wrap=True
+        f"\n{'There is' if said.startswith('no ') else 'B is'} {said}.",
+        markup=False,
+        style="bold",
+        soft_wrap=not sys.stdout.isatty(),
     )
 
 

@@ -231,7 +231,7 @@ def find(run_id: str) -> State | None:
     """Give the run of this id, or None if there is none. Raises UserError if MLflow does not answer."""
     from mlflow.exceptions import MlflowException
 
-    if _uri() == OFF:
+    if _is_empty():
         return None
     try:
         client, _ = _connect()
@@ -281,7 +281,7 @@ def runs_with(checksum: str) -> list[str]:
 
     Raises UserError if MLflow does not answer.
     """
-    if _uri() == OFF:
+    if _is_empty():
         return []
     try:
         client, experiment = _connect()
@@ -329,6 +329,11 @@ def _own_uri() -> str:
 
 def _uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri()
+
+
+def _is_empty() -> bool:
+    """Say whether there is nothing to be looked up: who only asks makes no database."""
+    return _uri() == OFF or (_uri() == _own_uri() and not _database().exists())
 
 
 def _connect() -> tuple["MlflowClient", str]:

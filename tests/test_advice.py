@@ -63,6 +63,18 @@ def test_rule_speaks_on_one_side_of_its_edge_and_not_on_the_other(
     assert line.startswith(said)
 
 
+def test_shifts_and_rotations_are_each_told() -> None:
+    lines = advice.suggest(CONTENT | {"shifted_accuracy": 0.98, "rotated_accuracy": 0.98})
+    assert [line.split(": ")[1] for line in lines] == ["more augmentation.shift", "more augmentation.rotation"]
+
+
+def test_labels_are_not_suspected_by_a_network_that_is_often_wrong() -> None:
+    good, poor = ({"suspects": [7], "accuracy": share, "train_accuracy": 0.995} for share in (0.99, 0.9899))
+    still = {"shifted_accuracy": 0.99, "rotated_accuracy": 0.99, "weakest_recall": 0.985, "train_accuracy": 0.99}
+    assert any(line.startswith("labels that may be wrong") for line in advice.suggest(CONTENT | still | good))
+    assert not any(line.startswith("labels that may be wrong") for line in advice.suggest(CONTENT | still | poor))
+
+
 def test_long_list_of_suspects_is_cut() -> None:
     (line,) = advice.suggest(CONTENT | {"suspects": list(range(100, 130))})
     assert "30 in the test split" in line

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from digits import exporting, models, provenance
+from digits import exporting, models, provenance, tracking
 from digits.command import UserError, run
 from digits.lineage import State
 from digits.models import Description
@@ -130,6 +130,15 @@ def test_experiments_of_one_name_are_that_on_the_commit_here_or_the_newest(
     git("checkout", "--quiet", "--detach", bases["main"])
     assert provenance.experiments("wide") == {"wide": made["wide", "main"]}
     assert provenance.experiments("nothing") == provenance.experiments("wid") == {}
+
+
+def test_looking_a_run_up_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    assert tracking.runs_with("1" * 32) == []
+    assert tracking.find("1" * 32) is None
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

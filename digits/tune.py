@@ -176,6 +176,7 @@ class Trials:
         pixels, classes = self._pixels, self._splits[0].classes
         p = self._params(suggest(trial, self._search.space))
         precision = runtime.precision_of(p.runtime.precision, self.device, p.runtime.reproducibility)
+        reached = []
         with tracking.Trial(p, self.device, self._search.study, trial.number) as live:
             try:
                 torch.manual_seed(runtime.derive(p.seed, "weights"))
@@ -187,12 +188,13 @@ class Trials:
                     precision=precision,
                 ):  # fmt: skip
                     live.log(asdict(epoch))
+                    reached.append(epoch.validation_accuracy)
                     trial.report(epoch.validation_accuracy, epoch.epoch)
                     if trial.should_prune():
                         raise optuna.TrialPruned
             except UserError as error:  # no room for so many convolutions, or it diverged: bad, and nobody's mistake
                 raise optuna.TrialPruned(str(error)) from None
-        return epoch.validation_accuracy
+        return max(reached) if p.train.keep == "best" else reached[-1]
 
 
 def _sampler(seed: int) -> "optuna.samplers.BaseSampler":

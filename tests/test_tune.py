@@ -198,6 +198,17 @@ def test_training_that_diverges_is_a_bad_trial_and_no_end(monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("project")
+def test_trial_is_worth_the_epoch_that_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(*_: Any, **__: Any) -> Iterator[training.Epoch]:
+        for number, accuracy in enumerate((0.5, 0.9, 0.8), 1):
+            yield training.Epoch(number, 1.0, 1.0, 0.5, accuracy, 0.1)
+
+    monkeypatch.setattr(training, "fit", fit)
+    write_search({"space": {"train.keep": ["last", "best"]}, "trials": 6})
+    assert {trial.params["train.keep"]: trial.value for trial in run(monkeypatch).trials} == {"last": 0.8, "best": 0.9}
+
+
+@pytest.mark.usefixtures("project")
 def test_search_in_which_everything_diverges_ends_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     write_search({"space": {"train.learning_rate": [1e30, 1e31]}, "trials": 2})
     with pytest.raises(UserError, match=r"^study bars: no trial came to its end"):

@@ -145,17 +145,22 @@ def load(path: Path = PATH, changes: dict[str, Any] | None = None) -> Params:
 def assemble(content: dict[str, Any], changes: dict[str, Any], path: Path = PATH) -> Params:
     """Give what a file holds as checked objects, with `changes`, by dotted key, in place of some of its values.
 
-    Raises UserError with one line for each fault.
+    As for DVC, `train.epochs` changes the value of all recipes, `train.epochs.best` that of one. Raises UserError with
+    one line for each fault.
     """
     content = choose(content | ({"recipe": changes["recipe"]} if "recipe" in changes else {}))
     for key, value in changes.items():
         *sections, name = key.split(".")
+        recipe = name if name in RECIPES and sections else None
+        if recipe:
+            *sections, name = sections
         node = content
         for section in sections:
             node = node.get(section, {}) if isinstance(node, dict) else {}
         if not isinstance(node, dict) or name not in node:
             raise UserError(f"{path}: {key}: no knob of that name")
-        node[name] = value
+        if recipe in (None, content.get("recipe")):
+            node[name] = value
     params = check(Params, content, path)
     if faults := _contradictions(params):
         raise UserError("\n".join(f"{path}: {fault}" for fault in faults))

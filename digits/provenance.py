@@ -134,7 +134,10 @@ def _from_lock(name: str, commit: str | None, read: Callable[[str], bytes]) -> S
         knobs |= flatten(params.choose(stage.get("params", {}).get("params.yaml", {})))
     for part in tracking.PARTS.values():
         if part.metrics.as_posix() in outputs:
-            values = flatten(json.loads(read(part.metrics.as_posix())))
+            try:
+                values = flatten(json.loads(read(part.metrics.as_posix())))
+            except FileNotFoundError:  # of an experiment that failed, say
+                raise UserError(f"{name}: has no {part.metrics}, so no result; `dvc repro` makes it") from None
             metrics |= {part.prefix + key: value for key, value in values.items()}
     text = {key: str(value) for key, value in knobs.items()}
     return State(name, commit, b"", code, text, {}, outputs, metrics, read)

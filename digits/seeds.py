@@ -16,7 +16,7 @@ from statistics import mean, stdev
 
 from tqdm import tqdm
 
-from digits import params, provenance
+from digits import models, params, provenance
 from digits.command import UserError, run
 from digits.lineage import State
 
@@ -126,7 +126,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if min(arguments.count, arguments.jobs) < 1:
         raise UserError("--count, --jobs: must be 1 or more")
-    params.load()  # a fault in the file is told before anything is queued
+    # A fault is told before anything is queued.
+    models.check(params.load(changes=params.assigned(arguments.set_param)).model.model_extra or {})
     names = [f"{arguments.name}-seed-{seed}" for seed in range(arguments.count)]
     queue(names, arguments.set_param, arguments.jobs)
     found = row(arguments.name, [provenance.with_run(provenance.resolve(name)) for name in names])

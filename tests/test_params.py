@@ -273,7 +273,11 @@ def test_changes_stand_in_for_what_the_file_says() -> None:
         "train.epochs": 3,
         "model.cnn.hidden": 9,
     }
-    for key in ("train.epoch", "trains.epochs", "train.epochs.quick", "epochs"):
+    for one in ("quick", "default"):
+        assert params.load(path, {"recipe": "quick", f"train.epochs.{one}": 5}).train.epochs == (
+            5 if one == "quick" else 2
+        )
+    for key in ("train.epoch", "trains.epochs", "train.epochs.quickest", "epochs", "default", "train.epoch.best"):
         with pytest.raises(UserError, match=rf"params\.yaml: {re.escape(key)}: no knob of that name"):
             params.load(path, {key: 3})
     with pytest.raises(UserError, match=r"params\.yaml: train\.epochs: must be a valid integer, not 'abc'"):

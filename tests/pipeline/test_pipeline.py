@@ -163,6 +163,8 @@ def test_bad_param_is_one_line_and_loses_nothing(project: Project, setting: str,
         != []
     )
     assert "Traceback" not in done.stderr
+    compared = project.run("python", "-m", "digits.compare", fails=True)  # before anything is put back
+    assert compared.stderr == "workspace: has no metrics/train.json, so no result; `dvc repro` makes it\n"
     project.restore()
     assert "up to date" in project.run("dvc", "status").stdout
 

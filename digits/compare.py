@@ -60,7 +60,7 @@ def read(state: State, split: str) -> Predictions:
 def side(what: str) -> list[State]:
     """Give the results that an argument names: one, or several seeds of one recipe.
 
-    Raises UserError if there are none, or they differ by more than their seed.
+    Raises UserError if there are none, they differ by more than their seed, or not even by that.
     """
     names: list[str] = []
     for part in what.split(","):
@@ -77,6 +77,8 @@ def side(what: str) -> list[State]:
     for state in states[1:]:
         if [key for key in provenance.changed(states[0].params, state.params) if key != "seed"]:
             raise UserError(f"{what}: {states[0].name} and {state.name} differ by more than their seed")
+    if len({state.params.get("seed") for state in states}) < len(states):
+        raise UserError(f"{what}: two of these have the same seed, and would count twice")
     return states
 
 

@@ -101,6 +101,8 @@ def test_seeds_of_different_recipes_are_no_side(monkeypatch: pytest.MonkeyPatch,
     assert [found.name for found in compare.side("a,c")] == ["a", "c"]
     with pytest.raises(UserError, match=r"^a,b: a and b differ by more than their seed"):
         compare.side("a,b")
+    with pytest.raises(UserError, match=r"^a,c,a: two of these have the same seed"):
+        compare.side("a,c,a")
 
 
 def test_result_without_predictions_is_refused() -> None:

@@ -87,32 +87,44 @@ def queue(names: list[str], changes: list[str], jobs: int) -> None:
         raise UserError(f"{', '.join(failed)}: failed; `dvc queue logs {failed[0]}` says why")
 
 
-def row(name: str, results: list[State]) -> dict[str, float | str]:
-    """Give a row of the table: count, mean, deviation and range, in percent, and mean seconds of training."""
-    cells: dict[str, float | str] = {"name": name, "seeds": len(results)}
+Row = dict[str, float | str | None]
+
+
+def row(name: str, results: list[State]) -> Row:
+    """Give a row of the table: count, mean, deviation and range, in percent, and mean seconds of training.
+
+    None is what is not known: the deviation of one seed, the seconds of trainings that this MLflow has not seen.
+    """
+    cells: Row = {"name": name, "seeds": len(results)}
     for split, metric in (("validation", "validation_accuracy"), ("test", "test_accuracy")):
         values = [100 * result.metrics[metric] for result in results]
-        deviation = stdev(values) if len(values) > 1 else float("nan")
+        deviation = stdev(values) if len(values) > 1 else None
         cells |= {f"{split}_mean": mean(values), f"{split}_deviation": deviation}
         cells |= {f"{split}_low": min(values), f"{split}_high": max(values)}
     seconds = [result.seconds for result in results if result.seconds]
-    return cells | {"seconds": mean(seconds) if seconds else float("nan")}
+    return cells | {"seconds": mean(seconds) if seconds else None}
 
 
-def markdown(rows: list[dict[str, float | str]]) -> str:
+def markdown(rows: list[Row]) -> str:
     """Give rows as a Markdown table."""
+
+    def number(value: float | str | None, digits: int = 2) -> str:
+        return f"{value:.{digits}f}" if isinstance(value, float) else "–"
+
     lines = [
         "| recipe | seeds | validation: mean ± deviation (range), % | test, % | training, s |",
         "|---|---|---|---|---|",
     ]
     for cells in rows:
         accuracies = [
-            "{:.2f} ± {:.2f} ({:.2f} to {:.2f})".format(
-                *(cells[f"{split}_{part}"] for part in ("mean", "deviation", "low", "high"))
+            "{} ± {} ({} to {})".format(
+                *(number(cells[f"{split}_{part}"]) for part in ("mean", "deviation", "low", "high"))
             )
             for split in ("validation", "test")
         ]
-        lines.append(f"| {cells['name']} | {cells['seeds']} | {' | '.join(accuracies)} | {cells['seconds']:.1f} |")
+        lines.append(
+            f"| {cells['name']} | {cells['seeds']} | {' | '.join(accuracies)} | {number(cells['seconds'], 1)} |"
+        )
     return "\n".join(lines)
 
 

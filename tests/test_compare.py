@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,19 @@ def test_picture_shows_the_images_that_changed_sides(tmp_path: Path, monkeypatch
     seeds: Any = compare.compare([BEFORE, AFTER], [BEFORE, AFTER])
     with pytest.raises(UserError, match="needs one result of each"):
         compare.picture(seeds, BEFORE, AFTER, Path("changed.png"))
+
+
+def test_row_of_one_seed_has_no_deviation_and_seconds_only_where_they_are_known() -> None:
+    one, other = (
+        replace(state(name, set()), metrics={"validation_accuracy": share, "test_accuracy": 0.99}, seconds=seconds)
+        for name, share, seconds in (("a", 0.98, None), ("b", 0.97, 4.0))
+    )
+    assert seeds.markdown([seeds.row("x", [one])]).splitlines()[-1] == (
+        "| x | 1 | 98.00 ± – (98.00 to 98.00) | 99.00 ± – (99.00 to 99.00) | – |"
+    )
+    both = seeds.row("x", [one, other])
+    assert both["validation_deviation"] == pytest.approx(0.5**0.5)
+    assert seeds.markdown([both]).splitlines()[-1].endswith("| 99.00 ± 0.00 (99.00 to 99.00) | 4.0 |")
 
 
 def test_task_that_the_queue_loses_or_whose_worker_is_killed_is_put_again_and_at_last_told(

@@ -1,5 +1,6 @@
 """What the tests of the library share: tiny data with classes that are easy to tell apart, and changed params."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ def bars(count: int, seed: int = 0) -> Split:
     for image, label in zip(images, labels.tolist(), strict=True):
         image[0, 4:24, 8 * label + 4 : 8 * label + 8] = 250
     return Split(images, labels, CLASSES)
+
+
+def git(*arguments: str) -> str:
+    """Give what a git command prints, run in the working directory; it must succeed."""
+    names = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    return subprocess.run(["git", *names, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,7 +7,7 @@ from digits import integrity, lineage
 from digits.command import UserError
 from digits.files import md5
 
-from .test_lineage import git
+from .conftest import git
 
 
 @pytest.fixture

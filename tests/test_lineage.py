@@ -8,12 +8,7 @@ from digits import lineage
 from digits.command import UserError
 from digits.files import md5
 
-from .conftest import ROOT
-
-
-def git(*arguments: str) -> str:
-    names = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
-    return subprocess.run(["git", *names, *arguments], capture_output=True, text=True, check=True).stdout
+from .conftest import ROOT, git
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from digits import exporting, models, provenance, tracking
 from digits.command import UserError, run
 from digits.lineage import State
 from digits.models import Description
+
+from .conftest import git
 
 DESCRIPTION = Description(
     "mlp", ["a", "b"], {"hidden": [3], "dropout": 0.0}, {"seed": 4}, {"data/train": "1a2b"}, "3c4d"
@@ -109,20 +110,15 @@ def test_difference_says_what_is_not_known(capsys: pytest.CaptureFixture[str]) -
 def test_experiments_of_one_name_are_that_on_the_commit_here_or_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def git(*arguments: str, date: int = 0) -> str:
-        names = {f"GIT_{who}_{what}": "t@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        names |= {f"GIT_{who}_DATE": f"{1_700_000_000 + date} +0000" for who in ("AUTHOR", "COMMITTER")}
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, env=os.environ | names)
-        return done.stdout.strip()
-
     monkeypatch.chdir(tmp_path)
     git("init", "--quiet", "--initial-branch=main")
     git("commit", "--quiet", "--allow-empty", "--message=one")
     git("commit", "--quiet", "--allow-empty", "--message=two")
-    bases = {name: git("rev-parse", name) for name in ("main~", "main")}
+    bases = {name: git("rev-parse", name).strip() for name in ("main~", "main")}
     made = {}
     for name, base, date in (("wide", "main~", 2), ("wide", "main", 1), ("wide-2", "main~", 4), ("deep", "main", 3)):
-        made[name, base] = git("commit-tree", "-p", bases[base], "-m", name, f"{base}^{{tree}}", date=date)
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"{1_700_000_000 + date} +0000")
+        made[name, base] = git("commit-tree", "-p", bases[base], "-m", name, f"{base}^{{tree}}").strip()
         git("update-ref", f"refs/exps/{bases[base][:2]}/{bases[base][2:]}/{name}", made[name, base])
     assert provenance.experiments("wide*") == {"wide": made["wide", "main"], "wide-2": made["wide-2", "main~"]}
     git("commit", "--quiet", "--allow-empty", "--message=three")

@@ -23,9 +23,10 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
-from digits import provenance, seeds, significance
+from digits import seeds, significance
 from digits.command import UserError, run
 from digits.files import read_table, write_text
+from digits.lineage import State
 
 POINTS, PAGE = Path("docs/experiments.csv"), Path("docs/experiments.md")
 BASE = ("recipe=quick", "runtime.threads=1")
@@ -102,22 +103,24 @@ def command(row: Row, count: int) -> str:
     return f"python -m digits.seeds {row.name} --count {count} --jobs 2 {settings}"
 
 
-def lines_of(row: Row, count: int) -> list[dict[str, str]]:
+def results(row: Row, count: int, jobs: int) -> list[State]:
+    """Run the experiments of a row, and give what they came to."""
+    return seeds.results(row.name, count, [*BASE, *row.settings], jobs)
+
+
+def lines_of(row: Row, states: list[State]) -> list[dict[str, str]]:
     """Give what the experiments of a row came to, one line for each seed."""
-    found = []
-    for seed in range(count):
-        state = provenance.with_run(provenance.resolve(f"{row.name}-seed-{seed}"))
-        found.append(
-            {
-                "name": row.name,
-                "seed": str(seed),
-                "validation_accuracy": str(state.metrics["validation_accuracy"]),
-                "test_accuracy": str(state.metrics["test_accuracy"]),
-                "parameters": str(int(state.metrics["parameters"])),
-                "seconds": f"{state.seconds:.1f}" if state.seconds else "",
-            }
-        )
-    return found
+    return [
+        {
+            "name": row.name,
+            "seed": str(seed),
+            "validation_accuracy": str(state.metrics["validation_accuracy"]),
+            "test_accuracy": str(state.metrics["test_accuracy"]),
+            "parameters": str(int(state.metrics["parameters"])),
+            "seconds": f"{state.seconds:.1f}" if state.seconds else "",
+        }
+        for seed, state in enumerate(states)
+    ]
 
 
 def table(rows: Sequence[Row], lines: list[dict[str, str]]) -> str:
@@ -168,9 +171,8 @@ def main() -> None:
         if options.only and row.name not in options.only:
             continue
         print(command(row, options.count), flush=True)
-        names = [f"{row.name}-seed-{seed}" for seed in range(options.count)]
-        seeds.queue(names, [*BASE, *row.settings], options.jobs)
-        lines = [line for line in lines if line["name"] != row.name] + lines_of(row, options.count)
+        made = lines_of(row, results(row, options.count, options.jobs))
+        lines = [line for line in lines if line["name"] != row.name] + made
         text = io.StringIO()
         writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
         writer.writeheader()
@@ -181,8 +183,7 @@ def main() -> None:
         mark = rf"(<!-- {title} -->\n).*?(<!-- end -->)"
         if not re.search(mark, page, re.DOTALL):
             raise UserError(f"{PAGE}: has no place for the table of {title}")
-        made = table(rows, lines)
-        page = re.sub(mark, partial(_filled, made), page, flags=re.DOTALL)
+        page = re.sub(mark, partial(_filled, table(rows, lines)), page, flags=re.DOTALL)
     write_text(PAGE, page)
 
 

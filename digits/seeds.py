@@ -87,21 +87,28 @@ def queue(names: list[str], changes: list[str], jobs: int) -> None:
         raise UserError(f"{', '.join(failed)}: failed; `dvc queue logs {failed[0]}` says why")
 
 
+def results(name: str, count: int, changes: list[str], jobs: int) -> list[State]:
+    """Run NAME-seed-0, NAME-seed-1 and so on, see `queue`, and give what they came to."""
+    names = [f"{name}-seed-{seed}" for seed in range(count)]
+    queue(names, changes, jobs)
+    return [provenance.with_run(provenance.resolve(one)) for one in names]
+
+
 Row = dict[str, float | str | None]
 
 
-def row(name: str, results: list[State]) -> Row:
+def row(name: str, states: list[State]) -> Row:
     """Give a row of the table: count, mean, deviation and range, in percent, and mean seconds of training.
 
     None is what is not known: the deviation of one seed, the seconds of trainings that this MLflow has not seen.
     """
-    cells: Row = {"name": name, "seeds": len(results)}
+    cells: Row = {"name": name, "seeds": len(states)}
     for split, metric in (("validation", "validation_accuracy"), ("test", "test_accuracy")):
-        values = [100 * result.metrics[metric] for result in results]
+        values = [100 * state.metrics[metric] for state in states]
         deviation = stdev(values) if len(values) > 1 else None
         cells |= {f"{split}_mean": mean(values), f"{split}_deviation": deviation}
         cells |= {f"{split}_low": min(values), f"{split}_high": max(values)}
-    seconds = [result.seconds for result in results if result.seconds]
+    seconds = [state.seconds for state in states if state.seconds]
     return cells | {"seconds": mean(seconds) if seconds else None}
 
 
@@ -140,9 +147,7 @@ def main() -> None:
         raise UserError("--count, --jobs: must be 1 or more")
     # A fault is told before anything is queued.
     models.check(params.load(changes=params.assigned(arguments.set_param)).model.model_extra or {})
-    names = [f"{arguments.name}-seed-{seed}" for seed in range(arguments.count)]
-    queue(names, arguments.set_param, arguments.jobs)
-    found = row(arguments.name, [provenance.with_run(provenance.resolve(name)) for name in names])
+    found = row(arguments.name, results(arguments.name, arguments.count, arguments.set_param, arguments.jobs))
     print(json.dumps(found, indent=2) if arguments.json else markdown([found]))
 
 

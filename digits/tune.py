@@ -303,9 +303,10 @@ def write(chosen: dict[str, Any]) -> None:
             node = node[section]
         if isinstance(node[name], dict):  # one value for each recipe
             node, name = node[name], recipe
-        node[name] = CommentedSeq(value) if isinstance(value, list) else value
         if isinstance(value, list):
-            node[name].fa.set_flow_style()
+            value = CommentedSeq(value)
+            value.fa.set_flow_style()
+        node[name] = value
     text = io.StringIO()
     editor.dump(content, text)
     write_text(params.PATH, text.getvalue())

@@ -6,18 +6,18 @@ HOST ?= 127.0.0.1
 PORT ?= 5000
 ARTIFACTS ?= mlartifacts
 export DATABASE
-# One worker and no job runner: 490 MB and up in 7 s; mlflow's defaults take 1.3 GB and 20 s.
+# One worker and no job runner: 490 MB, up in 7 s; mlflow's defaults take 1.3 GB and 20 s.
 MLFLOW_SERVER := MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow server --workers 1
 # dvc runs the stages with the first `python` on PATH.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint bench ui server lock clean
+.PHONY: help setup repro check test coverage lint bench ui server lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-setup: .venv/complete ## Make .venv from requirements.lock (the other targets do it when needed)
+setup: .venv/complete ## Create .venv from requirements.lock (other targets do so when needed)
 
 .venv/complete: requirements.lock | .venv/bin/uv
 	.venv/bin/uv pip install --python .venv/bin/python --require-hashes --compile-bytecode \
@@ -29,13 +29,19 @@ setup: .venv/complete ## Make .venv from requirements.lock (the other targets do
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
-repro: .venv/complete ## Run the pipeline: only what has changed runs again
-	@.venv/bin/python -m digits.integrity repair
+repro: .venv/complete ## Run the pipeline: only what has changed is rerun
+	@.venv/bin/python -m digits repair
 	.venv/bin/dvc repro
-	@.venv/bin/python -m digits.integrity verify
+	@.venv/bin/python -m digits verify
 
-test: .venv/complete lint ## Check style and types, run every test
-	.venv/bin/pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under=90
+check: .venv/complete lint ## Check style and types, run the fast tests: under 3 minutes on two cores
+	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+
+test: .venv/complete lint ## Check style and types, run every test: under 12 minutes on two cores
+	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+coverage: .venv/complete ## Run every test and list the lines that none reaches
+	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered --cov-fail-under 90
 
 lint: .venv/complete ## Check style and types only
 	.venv/bin/ruff check
@@ -43,7 +49,7 @@ lint: .venv/complete ## Check style and types only
 	.venv/bin/mypy
 
 bench: quick := $(if $(QUICK),--quick)
-bench: repro ## Measure accuracy, speed and cost again: under an hour on two quiet cores, or make bench QUICK=1
+bench: repro ## Measure accuracy, speed and cost: under an hour on two idle cores, or make bench QUICK=1
 	.venv/bin/python -m benchmarks.accuracy $(quick)
 	.venv/bin/python -m benchmarks.limits $(quick)
 	.venv/bin/python -m benchmarks.stages $(quick)
@@ -54,8 +60,8 @@ bench: repro ## Measure accuracy, speed and cost again: under an hour on two qui
 ui: .venv/complete ## Browse the runs at http://127.0.0.1:5000 (make ui PORT=5001 for another port)
 	$(MLFLOW_SERVER) --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
 
-# The database goes through the environment, for a command line can be read by every user of the machine. With ADDRESS,
-# what people type into the browser, mlflow accepts that host's name, and changes from pages that came from there.
+# The database goes through the environment, since every user of the machine can read a command line. With ADDRESS, what
+# people type into the browser, mlflow accepts that host name, and changes from pages served under it.
 server: THIS_MACHINE := localhost:*,127.0.0.1:*,
 server: .venv/complete ## Serve a team's runs: make server DATABASE=postgresql://... ARTIFACTS=folder (see README)
 	$(if $(DATABASE),,$(error name the database: make server DATABASE=postgresql://user@host/name ARTIFACTS=folder))
@@ -63,9 +69,9 @@ server: .venv/complete ## Serve a team's runs: make server DATABASE=postgresql:/
 		--artifacts-destination '$(ARTIFACTS)' $(if $(ADDRESS),--cors-allowed-origins '$(ADDRESS)' \
 		--allowed-hosts '$(THIS_MACHINE)$(lastword $(subst //, ,$(ADDRESS)))')
 
-lock: .venv/bin/uv ## Write requirements.lock anew from pyproject.toml, with the newest versions that fit
+lock: .venv/bin/uv ## Renew requirements.lock from pyproject.toml, with the newest compatible versions
 	.venv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" --output-file requirements.lock --quiet
 
-clean: ## Remove what can be made again: .venv, caches of tools, checkpoints (results and MLflow's runs stay)
+clean: ## Remove what can be recreated: .venv, tool caches, checkpoints (results and MLflow runs stay)
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .coverage .coverage.* .dvc/tmp/checkpoints

@@ -1,27 +1,24 @@
-"""Time to accuracy: the pipeline's recipes against what others train, in turns; and how good each recipe is in the end.
+"""Time to accuracy: the pipeline's recipes against what others train; and how good each recipe is in the end.
 
     python -m benchmarks.accuracy [--seeds 5] [--best-seeds 0] [--tutorial-seeds 3] [--example-seeds 2] [--budget 320]
     python -m benchmarks.accuracy --quick
     python -m benchmarks.accuracy --recipes best
     python -m benchmarks.accuracy --recipes default --precision fp32
 
-Run it after `dvc repro`, on a machine that does nothing else. The first line trains, seed by seed, the recipes quick
-and default (best for the first `--best-seeds`, since it takes 5 minutes) and the two of benchmarks/peers.py, each of
-these for its own number of epochs or `--budget` seconds. It rewrites accuracy.csv, .md and .png in benchmarks/. The
-last two train the recipes that they name and nothing else; their files are called accuracy-best and
-accuracy-default-fp32.
+Run it after `dvc repro`, on an otherwise idle machine. The first line trains, seed by seed, the recipes quick and
+default (best for the first `--best-seeds` only, since it takes 5 minutes) and the two peers of benchmarks/peers.py,
+each of these for its own number of epochs or `--budget` seconds. It rewrites accuracy.csv, .md and .png in benchmarks/.
+The last two train only the recipes that they name; their files are called accuracy-best and accuracy-default-fp32.
 
 All learn from the training split with the same number of threads, and are measured on the validation split. Seconds are
 those of training alone, loading and augmentation included, measuring excluded (`benchmarks.probe`). The test split is
-read once a training, after its end, and nothing is chosen by it.
+read once per training, after its end, and no choice depends on it.
 """
 
 import argparse
-import csv
-import io
 import sys
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -30,22 +27,25 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks import peers, recipes
+from benchmarks import figures, peers, recipes
 from benchmarks.probe import Point, Probe
-from digits import data, evaluation, figures, models, params, runtime
-from digits.command import UserError, run
-from digits.data import Split
-from digits.files import write_text
+from digits.errors import UserError, run
+from digits.files import write_table, write_text
+from digits.images.batches import batches
+from digits.images.splits import Split
+from digits.learning import evaluation, runtime, training
+from digits.learning.layers import Normalize
+from digits.params.reading import RECIPES
 
 FOLDER = Path("benchmarks")
-# The tutorial ends at 97.73 % of the test split, which is the easier one: at about 97 % of the validation split.
+# The tutorial ends at 97.73 % on the test split, which is the easier one: at about 97 % on the validation split.
 TARGETS = (0.97, 0.9773, 0.985, 0.99, 0.994)
 NEVER = float("inf")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all trainings have in common. `batch_size` is that of measuring."""
+    """What all trainings have in common. `batch_size` is that of measurements."""
 
     learned: Split
     held_out: Split
@@ -55,13 +55,13 @@ class Setting:
     precision: str
 
     def accuracy(self, network: nn.Module, split: Split) -> float:
-        logits = evaluation.predict(network, split, self.batch_size, self.device)
-        return evaluation.score(logits, split.labels)[1]
+        found = evaluation.predict(network, split, self.batch_size, self.device)
+        return evaluation.score(found.logits, split.labels)[1]
 
 
 @dataclass(frozen=True)
-class Training:
-    """What came of one training. `test_accuracy` is that of a recipe's final network; peers have none."""
+class Outcome:
+    """The measurements of one training. `test_accuracy` is that of a recipe's final network; peers have none."""
 
     contestant: str
     seed: int
@@ -70,38 +70,38 @@ class Training:
     test_accuracy: float | None = None
 
     def time_to(self, target: float) -> float:
-        """Give the seconds of training after which `target` was first measured, or `NEVER`."""
+        """Return the seconds of training after which `target` was first measured, or `NEVER`."""
         return next((point.seconds for point in self.points if point.validation_accuracy >= target), NEVER)
 
 
-def train_recipe(name: str, seed: int, setting: Setting) -> Training:
+def train_recipe(name: str, seed: int, setting: Setting) -> Outcome:
     """Train a recipe of the pipeline to its end."""
-    p = params.load(changes={"recipe": name})
+    p = recipes.in_precision(recipes.load({"recipe": name, "seed": seed}), setting.precision)
     learned, held_out = setting.learned, setting.held_out
-    network = recipes.build(p, seed, len(learned.classes))
-    steps = len(data.batches(len(learned), p.train.batch_size, torch.Generator()))
-    probe = Probe(name, seed, steps, partial(setting.accuracy, network, held_out))
-    probe.resume()
-    for _ in recipes.fit(p, network, learned, held_out, seed, setting.device, probe, setting.precision):
+    steps = len(batches(len(learned), p.train.batch_size, torch.Generator()))
+    probe = Probe(name, seed, steps, lambda: setting.accuracy(this.network, held_out))
+    probe.resume()  # already here: the data set moves to the device when a training begins
+    this = training.begin(p, learned, held_out, setting.device)
+    for _ in this.epochs(probe):
         probe.resume()
-    probe.measure()  # the weights that it ends with may be others than those after its last step
-    return Training(name, seed, probe.seconds, probe.points, setting.accuracy(network, setting.test))
+    probe.measure()  # the final weights may differ from those after the last step
+    return Outcome(name, seed, probe.seconds, probe.points, setting.accuracy(this.network, setting.test))
 
 
-def train_peer(name: str, seed: int, setting: Setting, budget: float) -> Training:
-    """Train what others train until its last epoch, or for `budget` seconds."""
+def train_peer(name: str, seed: int, setting: Setting, budget: float) -> Outcome:
+    """Train a peer until its last epoch, or for `budget` seconds."""
     peer = peers.PEERS[name]
     torch.manual_seed(seed)
     network = peer.network()
-    measured = nn.Sequential(models.Normalize(peer.mean, peer.std), network)
+    measured = nn.Sequential(Normalize(peer.mean, peer.std), network)
     accuracy = partial(setting.accuracy, measured, setting.held_out)
     probe = Probe(name, seed, peers.steps(len(setting.learned)), accuracy, budget)
     peers.fit(peer, network, setting.learned, setting.device, probe)
-    return Training(name, seed, probe.seconds, probe.points)
+    return Outcome(name, seed, probe.seconds, probe.points)
 
 
-def race(trainings: dict[str, list[Training]], targets: Sequence[float] = TARGETS) -> str:
-    """Give the table of seconds to each target, and of each peer's ratio to the recipe that is first there."""
+def race(trainings: dict[str, list[Outcome]], targets: Sequence[float] = TARGETS) -> str:
+    """Return the table of seconds to each target, with each peer's ratio to the recipe that gets there first."""
     lines = ["| contestant | seeds | " + " | ".join(f"to {100 * target:g} %" for target in targets) + " |"]
     lines.append("|---" * (len(targets) + 2) + "|")
     for name, own in trainings.items():
@@ -117,21 +117,21 @@ def race(trainings: dict[str, list[Training]], targets: Sequence[float] = TARGET
     return "\n".join(lines)
 
 
-def spread(trainings: Sequence[Training], target: float) -> str:
-    """Say median and range of the seconds to `target`."""
+def spread(trainings: Sequence[Outcome], target: float) -> str:
+    """Return median and range of the seconds to `target`, in words."""
     times = [one.time_to(target) for one in trainings]
     reached = [seconds for seconds in times if seconds < NEVER]
     if median(times) < NEVER:
         last = f"{max(times):.1f}" if max(times) < NEVER else "never"
         return f"{median(times):.1f} s ({min(times):.1f} to {last})"
-    some = f" ({len(reached)} of {len(times)} seeds were there, from {min(reached):.1f} s)" if reached else ""
+    some = f" (by {len(reached)} of {len(times)} seeds, the first at {min(reached):.1f} s)" if reached else ""
     return f"not reached within {max(one.seconds for one in trainings):.0f} s{some}"
 
 
-def compare(theirs: Sequence[Training], ours: Sequence[Training], target: float) -> str:
-    """Say how many times as long they took as we did: the median over the seeds that both have, or nothing.
+def compare(theirs: Sequence[Outcome], ours: Sequence[Outcome], target: float) -> str:
+    """Return how many times as long as ours theirs took, in words: the median over the seeds that both have.
 
-    Where most of theirs have not got there, the seconds that they were given make it a lower bound, if one above 1.
+    Where most of theirs did not get there, the seconds that they trained are a lower bound, which is told if above 1.
     """
     bases = {one.seed: one.time_to(target) for one in ours}
     theirs = [one for one in theirs if one.seed in bases]
@@ -144,8 +144,8 @@ def compare(theirs: Sequence[Training], ours: Sequence[Training], target: float)
     return f", over {bound:.1f} x {ours[0].contestant}" if bound > 1 else ""
 
 
-def final(trainings: dict[str, list[Training]]) -> str:
-    """Give the table of the recipes' ends: seconds of training, validation and test accuracy."""
+def final(trainings: dict[str, list[Outcome]]) -> str:
+    """Return the table of what the recipes end with: seconds of training, validation and test accuracy."""
     lines = ["| recipe | seeds | training | validation | test | standard deviation |", "|---|---|---|---|---|---|"]
     for name, own in trainings.items():
         test = [one.test_accuracy for one in own if one.test_accuracy is not None]
@@ -164,14 +164,14 @@ def _percent(shares: Sequence[float]) -> str:
     return f"{mean(shares):.2%} ({min(shares):.2%} to {max(shares):.2%})"
 
 
-def write(trainings: dict[str, list[Training]], head: str, path: Path) -> None:
-    """Write the points as .csv, the tables as .md and the picture as .png; `path` has no suffix."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(field.name for field in fields(Point))
-    for point in (point for group in trainings.values() for one in group for point in one.points):
-        writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in astuple(point)])
-    write_text(path.with_suffix(".csv"), table.getvalue())
+def write(trainings: dict[str, list[Outcome]], head: str, path: Path) -> None:
+    """Write the points as .csv, the tables as .md and the figure as .png; `path` has no suffix."""
+    points = (asdict(point) for group in trainings.values() for one in group for point in one.points)
+    rows = (
+        {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in point.items()}
+        for point in points
+    )
+    write_table(path.with_suffix(".csv"), [field.name for field in fields(Point)], rows)
     curves = {
         name: [[(point.seconds, point.validation_accuracy) for point in one.points] for one in group]
         for name, group in trainings.items()
@@ -179,8 +179,8 @@ def write(trainings: dict[str, list[Training]], head: str, path: Path) -> None:
     figures.error_over_seconds(curves, TARGETS, path.with_suffix(".png"))
     text = f"""{head}
 
-Seconds of training until the validation accuracy was first measured to be so high: median over the seeds (range); for
-the peers also how many times those of the recipe that is first there, median over the seeds that both have.
+Seconds of training until the validation accuracy was first measured to be this high: median over the seeds (range). For
+the peers also the ratio to the recipe that gets there first, median over the seeds that both have.
 
 {race(trainings)}
 
@@ -196,14 +196,16 @@ What the recipes end with: median seconds of training (range); mean accuracy (ra
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="Time to accuracy.")
-    parser.add_argument("--seeds", type=int, default=5, help="trainings of each contestant (default: %(default)s)")
-    parser.add_argument("--best-seeds", type=int, default=0, help="those of the recipe best (default: %(default)s)")
-    parser.add_argument("--tutorial-seeds", type=int, default=3, help="those of the tutorial (default: %(default)s)")
-    parser.add_argument("--example-seeds", type=int, default=2, help="those of PyTorch's example, a slow one")
-    parser.add_argument("--budget", type=float, default=320, help="seconds of training for each of the others")
-    parser.add_argument("--recipes", nargs="+", choices=params.RECIPES, help="train these alone, without the others")
-    parser.add_argument("--precision", choices=runtime.PRECISIONS, help="another than params.yaml has, for --recipes")
-    parser.add_argument("--quick", action="store_true", help="one seed, 40 seconds for the others: about 4 minutes")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of each contestant (default: %(default)s)")
+    parser.add_argument("--best-seeds", type=int, default=0, help="seeds of the recipe best (default: %(default)s)")
+    parser.add_argument("--tutorial-seeds", type=int, default=3, help="seeds of the tutorial (default: %(default)s)")
+    parser.add_argument(
+        "--example-seeds", type=int, default=2, help="seeds of PyTorch's example (default: %(default)s)"
+    )
+    parser.add_argument("--budget", type=float, default=320, help="seconds for each peer (default: %(default)s)")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, help="train only these, and no peers")
+    parser.add_argument("--precision", choices=runtime.PRECISIONS, help="instead of that in params.yaml; for --recipes")
+    parser.add_argument("--quick", action="store_true", help="one seed, 40 seconds for each peer: about 4 minutes")
     options = parser.parse_args()
     seeds, budget = (1, 40.0) if options.quick else (options.seeds, options.budget)
     counts = {"quick": seeds, "default": seeds, "best": options.best_seeds}
@@ -213,34 +215,34 @@ def main() -> None:
         counts = dict.fromkeys(options.recipes, seeds)
         path = FOLDER / "-".join(filter(None, ["accuracy", *options.recipes, options.precision]))
 
-    p = params.load()
-    device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
+    p = recipes.load()
+    device = runtime.prepare(p.runtime)
     if p.data.name != "mnist":
-        raise UserError(f"params.yaml: data.name: {p.data.name}: this benchmark is about mnist")
-    learned, held_out, test = recipes.splits()
+        raise UserError(f"params.yaml: data.name: must be mnist for this benchmark, not {p.data.name}")
+    learned, held_out, test = recipes.load_splits()
     chosen = options.precision or p.runtime.precision
     setting = Setting(learned, held_out, test, p.runtime.batch_size, device, chosen)
     short = Setting(learned[:1024], held_out[:250], test[:250], p.runtime.batch_size, device, chosen)
 
-    def train(name: str, seed: int, setting: Setting, budget: float) -> Training:
+    def train(name: str, seed: int, setting: Setting, budget: float) -> Outcome:
         return train_peer(name, seed, setting, budget) if name in peers.PEERS else train_recipe(name, seed, setting)
 
-    trainings: dict[str, list[Training]] = {name: [] for name, count in counts.items() if count}
+    trainings: dict[str, list[Outcome]] = {name: [] for name, count in counts.items() if count}
     for name in trainings:
-        train(name, 0, short, 0)  # the first steps of a process are slow: libraries prepare their kernels
+        train(name, 0, short, 0)  # the first steps in a process are slow: libraries prepare their kernels
     rounds = [(name, seed) for seed in range(max(counts.values())) for name in trainings if seed < counts[name]]
     with tqdm(rounds, unit="training", disable=None, dynamic_ncols=True) as bar:
         for name, seed in bar:
             bar.set_postfix_str(f"{name}, seed {seed}")
             trainings[name].append(train(name, seed, setting, budget))
-    precision = runtime.precision_of(chosen, device, p.runtime.reproducibility)
+    precision = runtime.precision_of(recipes.in_precision(p, chosen).runtime, device)
     found = runtime.environment(device, precision)
     command = " ".join(["python -m benchmarks.accuracy", *sys.argv[1:]])
     head = (
-        f"Trained in turns with {found['threads']} threads on {found['processor']}, device {found['device']}, torch "
-        f"{found['torch']}, recipes in {found['precision']} (`{command}`)"
+        f"Interleaved trainings with {found['threads']} threads on {found['processor']}, device {found['device']}, "
+        f"torch {found['torch']}, recipes in {found['precision']} (`{command}`)"
     )
-    head += "." if options.recipes else f"; the others until the end of their recipes, or for {budget:g} s."
+    head += "." if options.recipes else f"; peers until their last epoch, or for {budget:g} s."
     write(trainings, head, path)
 
 

@@ -1,10 +1,10 @@
-"""What checkpoints cost: the default training with them and without, in turns.
+"""What checkpoints cost: the default training with and without them, interleaved.
 
     python -m benchmarks.checkpointing [--rounds 5] [--quick]
 
-Run it after `dvc repro`, on a machine that does nothing else. Each round trains one epoch with `runtime.checkpoint` as
-in params.yaml, one without, and one with a checkpoint after every step, in changing order; the table gives the median
-seconds and the median of the ratios to the round's training without. Rewrites benchmarks/checkpointing.md.
+Run it after `dvc repro`, on an otherwise idle machine. Each round trains one epoch with `runtime.checkpoint` as in
+params.yaml, one without, and one with a checkpoint after every step, in changing order. The table shows median seconds,
+and the median ratio to the same round's training without checkpoints. Rewrites benchmarks/checkpointing.md.
 """
 
 import argparse
@@ -16,9 +16,11 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import recipes
-from digits import checkpoints, data, params, runtime
-from digits.command import run
+from digits.errors import run
 from digits.files import write_text
+from digits.images.splits import Split
+from digits.learning import checkpoints, runtime, training
+from digits.params import Params
 
 REPORT = Path("benchmarks/checkpointing.md")
 
@@ -33,13 +35,12 @@ class Counting(checkpoints.Checkpoint):
         self.saved += 1
 
 
-def seconds(p: params.Params, interval: float, train: data.Split, validation: data.Split) -> tuple[float, int]:
-    """Give the seconds of one epoch with a checkpoint each `interval` seconds, and how many there were."""
-    device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
-    network = recipes.build(p, p.seed, len(train.classes))
+def seconds(p: Params, interval: float, learned: Split, held_out: Split) -> tuple[float, int]:
+    """Return the seconds of one epoch with a checkpoint every `interval` seconds, and how many were saved."""
+    this = training.begin(p, learned, held_out, runtime.prepare(p.runtime))
     with Counting("benchmark", interval) as checkpoint:
         start = time.perf_counter()
-        for _ in recipes.fit(p, network, train, validation, p.seed, device, checkpoint, p.runtime.precision):
+        for _ in this.epochs(checkpoint):
             pass
         return time.perf_counter() - start, checkpoint.saved
 
@@ -50,16 +51,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round")
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
-    p = recipes.one_epoch(params.load())
-    train, validation, _ = recipes.splits()
+    p = recipes.one_epoch(recipes.load())
+    learned, held_out, _ = recipes.load_splits()
     intervals = {"none": 0.0, f"every {p.runtime.checkpoint:g} s": p.runtime.checkpoint, "every step": 1e-9}
     taken: dict[str, list[float]] = {name: [] for name in intervals}
     counts = {}
-    seconds(p, 0.0, train, validation)  # the first is slower
+    seconds(p, 0.0, learned, held_out)  # the first is slower
     for number in tqdm(range(rounds), unit="round", disable=None):
         names = list(intervals)
         for name in names[number % 3 :] + names[: number % 3]:
-            spent, counts[name] = seconds(p, intervals[name], train, validation)
+            spent, counts[name] = seconds(p, intervals[name], learned, held_out)
             taken[name].append(spent)
     lines = [
         f"| {name} | {counts[name]} | {statistics.median(taken[name]):.2f} | {_ratio(taken[name], taken['none']):.3f} |"

@@ -1,16 +1,16 @@
-"""Do time and memory grow as they should, when the data do? The real stages on data up to 50 times as large as MNIST.
+"""Do time and memory grow as they should with the data? The real stages on data up to 50 times as large as MNIST.
 
     python -m benchmarks.growth [--factors 1 10 50] [--limited 30] [--quick]
 
-Run it after `dvc repro`, on a machine that does nothing else. It takes about 12 minutes, and 10 GB for temporary files,
-which must be on a disk (TMPDIR names another folder than /tmp, if that is in memory). Made for each factor: IDX files
-of MNIST's images and then affine distortions of them, training and test set alike. Then download from that folder,
-preprocess, train (one epoch of a small network) and evaluate run as processes of their own in a temporary copy of the
-code, without DVC and MLflow. Twenty times a second, the memory of each process is read from /proc (Linux only):
-anonymous memory, which it needs, and pages of mapped files, which the system may take back at any time.
+Run it after `dvc repro`, on an otherwise idle machine. It takes about 12 minutes, and 10 GB for temporary files, which
+must be on a disk (set TMPDIR if /tmp is in memory). For each factor it makes IDX files of MNIST's images, followed by
+affine distortions of them, for training and test set alike. Then download (from that folder), preprocess, train (one
+epoch of a small network) and evaluate run as processes of their own in a temporary copy of the code, without DVC and
+MLflow. Twenty times a second, the memory of each process is read from /proc (Linux only): anonymous memory, which it
+needs, and pages of mapped files, which the system may reclaim at any time.
 
-Past the memory: preprocess and train run once more in a control group (version 1, which takes root) whose limit on all
-memory, page cache included, is half of the training images. Rewrites benchmarks/growth.md.
+More data than memory: preprocess and train run once more in a control group (version 1, which takes root) whose limit
+on all memory, page cache included, is half the size of the training images. Rewrites benchmarks/growth.md.
 """
 
 import argparse
@@ -33,20 +33,25 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from digits import data, params, paths, runtime, sources
-from digits.command import UserError, run
+from benchmarks import recipes
+from digits import paths
 from digits.datasets import FILES
+from digits.errors import UserError, run
 from digits.files import write_text
+from digits.images.batches import augment, to_float
+from digits.images.idx import read_idx
+from digits.images.splits import BLOCK
+from digits.learning import runtime
 
 REPORT = Path("benchmarks/growth.md")
 STAGES = ("download", "preprocess", "train", "evaluate")
-LIMITED = ("preprocess", "train")  # these run past the memory, too
+LIMITED = ("preprocess", "train")  # these also run with more data than memory
 INTERVAL = 0.05  # seconds between two looks at a process
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a stage took: seconds, seconds of all processors, largest anonymous and file-mapped memory in bytes."""
+    """What a stage took: seconds, seconds of all processors, peak anonymous and file-mapped memory in bytes."""
 
     seconds: float
     processor: float
@@ -55,13 +60,13 @@ class Usage:
 
 
 def enlarge(folder: Path, factor: int) -> int:
-    """Write IDX files `factor` times as large as MNIST's into `folder`, and give the number of images."""
+    """Write IDX files `factor` times as large as MNIST's to `folder`, and return the number of images."""
     folder.mkdir()
     generator = torch.Generator().manual_seed(0)
     total = 0
     for part in ("train", "test"):
-        images, labels = (sources.read_idx(paths.RAW / FILES[part, kind]) for kind in ("images", "labels"))
-        blocks = data.from_numpy(images).unsqueeze(1).split(data.BLOCK)
+        images, labels = (read_idx(paths.RAW / FILES[part, kind]) for kind in ("images", "labels"))
+        blocks = torch.from_numpy(images).unsqueeze(1).split(BLOCK)
         count = factor * len(labels)
         total += count
         with (folder / FILES[part, "labels"]).open("wb") as file:
@@ -76,7 +81,7 @@ def enlarge(folder: Path, factor: int) -> int:
                 for block in blocks:
                     if copy:
                         draws = torch.rand(5, len(block), generator=generator)
-                        moved = data.augment(data.to_float(block), draws, 10.0, 0.1, 2.0, 0.1)
+                        moved = augment(to_float(block), draws, 10.0, 0.1, 2.0, 0.1)
                         block = moved.mul_(255).round_().to(torch.uint8)
                     file.write(block.numpy().data)
                     bar.update(len(block))
@@ -88,7 +93,7 @@ def copy_project(root: Path, own: Path) -> None:
     for name in ("digits", "stages"):
         shutil.copytree(name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy("dvc.yaml", root)
-    content = params.load().model_dump()
+    content = recipes.load().model_dump()
     content["data"] |= {"name": "folder", "folder": str(own)}
     content["model"]["name"] = "mlp"
     content["model"]["mlp"]["hidden"] = [32]
@@ -98,7 +103,7 @@ def copy_project(root: Path, own: Path) -> None:
 
 
 def measure(stage: str, root: Path, group: Path | None = None) -> Usage:
-    """Run a stage in `root`, inside a control group if one is given. Raises UserError if it fails."""
+    """Run a stage in `root`, in a control group if one is given. Raises UserError if it fails."""
     command = [sys.executable, "-m", f"stages.{stage}"]
     if group:
         command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group), *command]
@@ -131,7 +136,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _resident(pid: int) -> tuple[int, int]:
-    """Give the anonymous and the file-mapped bytes that a process holds in memory; none if it has ended."""
+    """Return the anonymous and the file-mapped bytes that a process holds in memory; none if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -143,7 +148,7 @@ def _resident(pid: int) -> tuple[int, int]:
 
 @contextmanager
 def control_group(limit: int) -> Iterator[Path | None]:
-    """Make a control group below this process's own with `limit` bytes of memory; None where that is not possible."""
+    """Yield a new control group below this process's own with `limit` bytes of memory; None if that is impossible."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
         own = next(line.split(":")[2] for line in lines if line.split(":")[1] == "memory")
@@ -160,7 +165,7 @@ def control_group(limit: int) -> Iterator[Path | None]:
 
 
 def forget(folder: Path) -> None:
-    """Take all files of a folder out of the page cache: what is in it already counts against nobody's limit."""
+    """Drop all files of a folder from the page cache, since what is already in it counts against nobody's limit."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -175,7 +180,7 @@ def row(name: str, stage: str, size: int, usage: Usage, further: tuple[str, str]
 
 
 def report(found: dict[int, dict[str, Usage]], counts: dict[int, int], extra: list[str]) -> str:
-    """Give benchmarks/growth.md: `found` by factor and stage, `counts` of images by factor, in rising order."""
+    """Return benchmarks/growth.md: `found` by factor and stage, `counts` of images by factor, in rising order."""
     factors = list(found)
     environment = runtime.environment(torch.device("cpu"), torch.float32)
     memory = psutil.virtual_memory().total
@@ -183,12 +188,12 @@ def report(found: dict[int, dict[str, Usage]], counts: dict[int, int], extra: li
         f"The real stages on data up to {factors[-1]} times as large as MNIST, on {environment['processor']}, "
         f"{os.cpu_count()} cores, {memory / 1e9:.0f} GB of memory, {platform.system()} {platform.release()}, Python "
         f"{environment['python']}, torch {environment['torch']} (`python -m benchmarks.growth`).",
-        "Data: the training and test images. Further million: what each million of images costs beyond the factor",
-        "before, which leaves start-up out; equal numbers are linear growth. Anonymous: the largest memory of the",
-        "process's own; mapped: pages of files in memory, which the system takes back when it needs them.",
+        "Data: the training and test images. Per further million: what each million images beyond the previous factor",
+        "costs, which leaves out start-up; equal numbers mean linear growth. Anonymous: the process's own peak memory;",
+        "mapped: pages of files in memory, which the system reclaims when it needs them.",
         "",
-        "| stage | times MNIST | data, MB | seconds | processor seconds | seconds a further million | "
-        "processor seconds a further million | anonymous, MB | mapped, MB |",
+        "| stage | times MNIST | data, MB | seconds | processor seconds | seconds per further million | "
+        "processor seconds per further million | anonymous, MB | mapped, MB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     facts = []
@@ -205,20 +210,21 @@ def report(found: dict[int, dict[str, Usage]], counts: dict[int, int], extra: li
             first, last = found[factors[0]][stage], found[factors[-1]][stage]
             each = (last.anonymous - first.anonymous) / (counts[factors[-1]] - counts[factors[0]])
             constant = first.anonymous - each * counts[factors[0]]
-            growth = f", time per further image {slopes[-1] / slopes[-2]:.2f} of the one before" if slopes[1:] else ""
-            facts.append(f"- {stage}: anonymous memory {constant / 1e6:,.0f} MB {round(each):+} bytes an image{growth}")
+            fact = f"- {stage}: anonymous memory {constant / 1e6:,.0f} MB {round(each):+} bytes per image"
+            growth = f", time per further image {slopes[-1] / slopes[-2]:.2f} of that before" if slopes[1:] else ""
+            facts.append(fact + growth)
     return "\n".join([*lines, *extra, "", *facts, ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description="Time and memory by size of data.")
     parser.add_argument("--factors", type=int, nargs="+", default=[1, 10, 50], help="times MNIST (default: 1 10 50)")
-    parser.add_argument("--limited", type=int, default=30, help="times MNIST, past the memory; 0: not (default: 30)")
+    parser.add_argument("--limited", type=int, default=30, help="the same with half the memory; 0: not (default: 30)")
     parser.add_argument("--quick", action="store_true", help="the same as --factors 1 3 --limited 0")
     options = parser.parse_args()
     factors, limited = ([1, 3], 0) if options.quick else (sorted(set(options.factors)), options.limited)
     if not (paths.RAW / FILES["train", "images"]).exists():
-        raise UserError(f"{paths.RAW}: no MNIST to enlarge; `dvc repro download` brings it")
+        raise UserError(f"{paths.RAW}: no MNIST to enlarge; `dvc repro download` fetches it")
     found: dict[int, dict[str, Usage]] = {}
     counts, extra = {}, []
     for factor in sorted({*factors, limited} - {0}):
@@ -234,14 +240,14 @@ def main() -> None:
             if factor in factors:
                 found[factor] = usages
             if factor == limited:
-                extra = past_memory(root, factor, counts[factor])
+                extra = limited_rows(root, factor, counts[factor])
     text = report(found, counts, extra)
     write_text(REPORT, text)
     print(text)
 
 
-def past_memory(root: Path, factor: int, count: int) -> list[str]:
-    """Run preprocess and train with less memory than they have data, and give their rows of the table."""
+def limited_rows(root: Path, factor: int, count: int) -> list[str]:
+    """Run preprocess and train with less memory than data, and return their rows of the table."""
     limit = (root / paths.RAW / FILES["train", "images"]).stat().st_size // 2
     rows = []
     with control_group(limit) as group:

@@ -2,22 +2,23 @@
 
     python -m benchmarks.limits [--rounds 7] [--steps 60] [--recipes quick default best] [--quick]
 
-Run it after `dvc repro`, on a machine that does nothing else; it rewrites benchmarks/limits.md. Everything is timed in
-rounds, each thing once a round in turn. Every ratio is taken within a round and the median of the rounds is given, so
-that a machine whose speed drifts does not bend it.
+Run it after `dvc repro`, on an otherwise idle machine; it rewrites benchmarks/limits.md. Measurements are interleaved:
+each round times everything once. Ratios are taken within a round, and their median over the rounds is reported, so that
+drifts in the machine's speed do not distort them.
 
 Training, for each recipe and each precision that the hardware has, all in steps of the recipe's own batch size:
 
-- end to end: from step to step inside `digits.training.fit`;
-- of the limit: the same against forward, loss, backward and optimizer on one batch that lies ready (goal: 0.90);
-- augmentation: the share of a step that is saved when all its amounts are 0 (goal: at most 8 %);
-- of the peak: floating-point operations of the step's convolutions and matrix products a second, on the batch that lies
-  ready, against the fastest square matrix product of this machine in the same precision;
+- end to end: from step to step inside `Training.epochs`;
+- of the limit: the same, relative to forward, loss, backward and optimizer on one batch that is already in memory
+  (goal: 0.90);
+- augmentation: the share of a step that is saved when all amounts are 0 (goal: at most 8 %);
+- of the peak: floating-point operations per second of the step's convolutions and matrix products, on the batch that is
+  already in memory, relative to this machine's fastest square matrix product in the same precision;
 - peak memory: that of `benchmarks.memory`, a process that trains one epoch.
 
-Inference, with the model that `dvc repro` has exported: images a second in batches of `runtime.batch_size`, and the
-time of one image alone. The int8 model is quantized from the ONNX file, per channel, with training images. Accuracy is
-that on the validation split.
+Inference, with the model that `dvc repro` has exported: images per second in batches of `runtime.batch_size`, and the
+time for a single image. The int8 model is quantized from the ONNX file, per channel, calibrated on training images.
+Accuracy is that on the validation split.
 """
 
 import argparse
@@ -41,21 +42,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks import recipes
-from digits import data, evaluation, exporting, models, params, paths, runtime, training
-from digits.command import run
-from digits.data import Split
+from digits import paths
+from digits.errors import run
 from digits.files import write_text
+from digits.images.batches import to_float
+from digits.images.splits import Split
+from digits.learning import evaluation, exporting, models, runtime, training
+from digits.learning.checkpoints import Checkpoint
 from digits.params import Params
+from digits.params.reading import RECIPES
 
 REPORT = Path("benchmarks/limits.md")
-WARM = 8  # steps before the clock starts: kernels are prepared, the momentum is allotted
-CALIBRATION = 1000  # training images that show the int8 model the ranges of its values
+WARM = 8  # steps before the clock starts: kernels are prepared, memory for the momentum is allocated
+CALIBRATION = 1000  # training images from which the int8 model's ranges are taken
 
 
-class Steps:
-    """Stands in for a checkpoint, and notes when steps `WARM` and `last` were done."""
+class Steps(Checkpoint):
+    """A checkpoint that never saves, but records when steps `WARM` and `last` were done."""
 
     def __init__(self, last: int) -> None:
+        super().__init__("steps", interval=0)
         self._count, self._last = 0, last
         self._times: list[float] = []
 
@@ -65,44 +71,36 @@ class Steps:
             self._times.append(now())
         return False
 
-    def load(self) -> None:
-        """Give no state to go on from."""
-
-    def save(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError
-
     def seconds(self) -> float:
-        """Give the seconds of one step."""
+        """Return the seconds of one step."""
         return (self._times[1] - self._times[0]) / (self._last - WARM)
 
 
 def now() -> float:
-    """Give the time in seconds, once the device has done what it was told."""
+    """Return the time in seconds, once the device has finished its work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return time.perf_counter()
 
 
-def end_to_end(p: Params, precision: str, learned: Split, steps: int, device: torch.device) -> float:
-    """Give the seconds of one training step inside `fit`."""
+def end_to_end(p: Params, learned: Split, steps: int, device: torch.device) -> float:
+    """Return the seconds of one step of a training."""
     watch = Steps(steps)
-    network = recipes.build(p, 0, len(learned.classes))
     some = learned[: steps * p.train.batch_size]
-    for _ in recipes.fit(recipes.one_epoch(p), network, some, learned[:2], 0, device, watch, precision):
+    for _ in training.begin(recipes.one_epoch(p), some, learned[:2], device).epochs(watch):
         pass
     return watch.seconds()
 
 
-def resident(p: Params, precision: str, learned: Split, device: torch.device) -> Callable[[], None]:
-    """Give a function that trains one step on one batch that lies ready: what no loop around it can be faster than."""
-    network = recipes.build(p, 0, len(learned.classes)).train()
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks this form
-    optimizer = training._optimizer(network, p.train)
+def resident(p: Params, learned: Split, device: torch.device) -> Callable[[], None]:
+    """Return a function that trains one step on a batch that is already in memory, which no training loop can beat."""
     batch = learned[: p.train.batch_size].to(device)
-    images = data.to_float(batch.images).contiguous(memory_format=torch.channels_last)
+    this = training.begin(p, batch, batch, device)
+    network, optimizer = this.network.train(), training.optimizer_of(this.network, p.train)
+    images = to_float(batch.images).contiguous(memory_format=torch.channels_last)
 
     def step() -> None:
-        with runtime.autocast(device, runtime.PRECISIONS[precision]):
+        with runtime.autocast(device, this.precision):
             logits = network(images)
         loss = training.loss_of(logits, batch.labels, p.train.label_smoothing) / len(batch)
         optimizer.zero_grad()
@@ -113,7 +111,7 @@ def resident(p: Params, precision: str, learned: Split, device: torch.device) ->
 
 
 def each(call: Callable[[], object], times: int) -> float:
-    """Give the seconds of one call, of `times` in a row."""
+    """Return the seconds of one call, of `times` in a row."""
     start = now()
     for _ in range(times):
         call()
@@ -121,9 +119,8 @@ def each(call: Callable[[], object], times: int) -> float:
 
 
 def matmul_peak(precision: str, device: torch.device) -> float:
-    """Give the floating-point operations a second of the fastest square matrix product, of a few sizes."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    best = 0.0
+    """Return the floating-point operations per second of the fastest square matrix product, of a few sizes."""
+    dtype, best = runtime.PRECISIONS[precision], 0.0
     for side in (512, 1024, 2048) if device.type == "cpu" else (2048, 4096, 8192):
         left, right = torch.rand(2, side, side, device=device).to(dtype)
         seconds = min(each(lambda: left @ right, 1) for _ in range(4))  # noqa: B023  # called at once
@@ -132,25 +129,25 @@ def matmul_peak(precision: str, device: torch.device) -> float:
 
 
 def peak_memory(recipe: str, precision: str) -> float:
-    """Give the largest resident memory, in MiB, of a process that trains one epoch."""
+    """Return the peak resident memory, in MiB, of a process that trains one epoch."""
     command = [sys.executable, "-m", "benchmarks.memory", recipe, precision]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout)
 
 
 def training_row(recipe: str, precision: str, learned: Split, rounds: int, steps: int, device: torch.device) -> str:
-    """Measure a recipe in one precision, and give its row of the table."""
-    p = params.load(changes={"recipe": recipe})
-    step = resident(p, precision, learned, device)
+    """Measure a recipe in one precision, and return its row of the table."""
+    p = recipes.in_precision(recipes.load({"recipe": recipe}), precision)
+    step = resident(p, learned, device)
     with FlopCounterMode(display=False) as counter:
         step()
     operations = counter.get_total_flops()
     each(step, WARM)
     found: dict[str, list[float]] = {"speed": [], "limit": [], "augmentation": [], "rate": [], "peak": []}
     for _ in range(rounds):
-        whole = end_to_end(p, precision, learned, steps, device)
+        whole = end_to_end(p, learned, steps, device)
         alone = each(step, steps - WARM)
-        without = end_to_end(recipes.unaugmented(p), precision, learned, steps, device)
+        without = end_to_end(recipes.unaugmented(p), learned, steps, device)
         found["speed"].append(p.train.batch_size / whole)
         found["limit"].append(alone / whole)
         found["augmentation"].append(1 - without / whole)
@@ -172,14 +169,14 @@ class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]  # 
 
     def get_next(self) -> dict[str, Any] | None:
         batch = next(self._batches, None)
-        return None if batch is None else {exporting.INPUT: data.to_float(batch).numpy()}
+        return None if batch is None else {exporting.INPUT: to_float(batch).numpy()}
 
 
 def quantize(source: Path, target: Path, images: Tensor, batch_size: int) -> None:
-    """Write the ONNX model `source` with weights and the values in between in 8 bits, calibrated on `images`."""
+    """Write the ONNX model `source` with 8-bit weights and activations, calibrated on `images`."""
     prepared = target.with_suffix(".prepared.onnx")
     quant_pre_process(source, prepared)
-    # Batch norm stays as it is: its weights have no channels to be quantized by.
+    # Batch norm stays as it is: its weights have no channel axis to quantize along.
     kinds = ["Conv", "Gemm", "MatMul", "MaxPool", "Relu"]
     quantization.quantize_static(
         prepared, target, Calibration(images, batch_size), per_channel=True, op_types_to_quantize=kinds
@@ -187,7 +184,7 @@ def quantize(source: Path, target: Path, images: Tensor, batch_size: int) -> Non
 
 
 def onnx_model(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
-    """Load an ONNX file as a function from images to logits."""
+    """Load an ONNX file, and return a function from images to logits."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -196,7 +193,7 @@ def onnx_model(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
 
 @dataclass(frozen=True)
 class Inference:
-    """What was measured of one form of the model: images a second each round, seconds of each single image."""
+    """Measurements of one form of the model: images per second in each round, seconds for each single image."""
 
     speeds: list[float]
     latencies: list[float]
@@ -206,7 +203,7 @@ class Inference:
 def measure_inference(
     forms: dict[str, Callable[[Tensor], Tensor]], images: Tensor, batch_size: int, rounds: int, calls: int
 ) -> dict[str, Inference]:
-    """Time every form in turn: all `images` in batches, and `calls` single ones; a first round does not count."""
+    """Time all forms, interleaved: all `images` in batches, and `calls` single ones; a first round does not count."""
     found = {name: Inference([], []) for name in forms}
     share = -(-calls // rounds)
     for number in range(rounds + 1):
@@ -223,7 +220,7 @@ def measure_inference(
 
 
 def inference_table(learned: Split, held_out: Split, test: Split, rounds: int, calls: int, p: Params) -> str:
-    """Measure the exported model on the CPU in all its forms, and give the table."""
+    """Measure the exported model on the CPU in all its forms, and return the table."""
     cpu = torch.device("cpu")
     network = models.load(paths.MODEL)[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -235,21 +232,19 @@ def inference_table(learned: Split, held_out: Split, test: Split, rounds: int, c
                 return network(images).float()  # type: ignore[no-any-return]
 
         forms: dict[str, Callable[[Tensor], Tensor]] = {"PyTorch, fp32": network}
-        if "bf16" in recipes.precisions(cpu):
+        if "bf16" in recipes.precisions(p, cpu):
             forms["PyTorch, bf16 autocast"] = autocast
         forms |= {
             "pt2, fp32": torch.export.load(paths.PT2).module(),
             "ONNX Runtime, fp32": onnx_model(paths.ONNX, p.runtime.threads),
             "ONNX Runtime, int8": onnx_model(small, p.runtime.threads),
         }
-        found = measure_inference(forms, data.to_float(test.images), p.runtime.batch_size, rounds, calls)
+        found = measure_inference(forms, to_float(test.images), p.runtime.batch_size, rounds, calls)
         lines = []
         first = next(iter(found.values())).speeds
         for name, form in forms.items():
             with torch.inference_mode():
-                logits = torch.cat(
-                    [form(data.to_float(batch)) for batch in held_out.images.split(p.runtime.batch_size)]
-                )
+                logits = torch.cat([form(to_float(batch)) for batch in held_out.images.split(p.runtime.batch_size)])
             accuracy = evaluation.score(logits, held_out.labels)[1]
             one = found[name]
             ratio = median(speed / base for speed, base in zip(one.speeds, first, strict=True))
@@ -263,18 +258,20 @@ def inference_table(learned: Split, held_out: Split, test: Split, rounds: int, c
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.limits", description="How close to the limit.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.limits", description="How close to the machine's limits."
+    )
     parser.add_argument("--rounds", type=int, default=7, help="how often each is timed (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=60, help="training steps each time (default: %(default)s)")
-    parser.add_argument("--recipes", nargs="+", choices=params.RECIPES, default=params.RECIPES)
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
     parser.add_argument("--quick", action="store_true", help="2 rounds of 20 steps")
     options = parser.parse_args()
     rounds, steps, calls = (2, 20, 200) if options.quick else (options.rounds, max(options.steps, WARM + 1), 1000)
 
-    p = params.load()
-    device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
-    learned, held_out, test = recipes.splits()
-    pairs = list(itertools.product(options.recipes, recipes.precisions(device)))
+    p = recipes.load()
+    device = runtime.prepare(p.runtime)
+    learned, held_out, test = recipes.load_splits()
+    pairs = list(itertools.product(options.recipes, recipes.precisions(p, device)))
     rows = []
     with tqdm(pairs, unit="recipe", disable=None, dynamic_ncols=True) as bar:
         for recipe, precision in bar:
@@ -298,7 +295,7 @@ def main() -> None:
     )
     table = "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])
     text = f"""Medians of {rounds} rounds of {steps} steps, {found["threads"]} threads on {found["processor"]}, device
-{found["device"]}, torch {found["torch"]} (`python -m benchmarks.limits`, which says what each column is).
+{found["device"]}, torch {found["torch"]} (`python -m benchmarks.limits`, which explains each column).
 
 ## Training
 

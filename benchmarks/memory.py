@@ -1,28 +1,30 @@
-"""The largest resident memory of a process that trains one epoch, in MiB (Linux).
+"""The peak resident memory of a process that trains one epoch, in MiB (Linux).
 
     python -m benchmarks.memory RECIPE PRECISION
 
-It loads what the train stage loads, but for MLflow and Matplotlib. A process of its own, since the figure never falls.
+It loads what the train stage loads, except MLflow and Matplotlib. It needs a process of its own, since a peak never
+falls.
 """
 
 import argparse
 from pathlib import Path
 
 from benchmarks import recipes
-from digits import data, params, paths, runtime
-from digits.command import run
+from digits import paths
+from digits.errors import run
+from digits.images import splits
+from digits.learning import runtime, training
+from digits.params.reading import RECIPES
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description="Peak memory of a training.")
-    parser.add_argument("recipe", choices=params.RECIPES)
-    parser.add_argument("precision", choices=("fp32", "bf16"))
+    parser.add_argument("recipe", choices=RECIPES)
+    parser.add_argument("precision", choices=runtime.PRECISIONS)
     options = parser.parse_args()
-    p = recipes.one_epoch(params.load(changes={"recipe": options.recipe}))
-    device = runtime.prepare(p.runtime.device, p.runtime.threads, p.runtime.reproducibility)
-    learned, held_out = data.load(paths.TRAIN), data.load(paths.VALIDATION)
-    network = recipes.build(p, p.seed, len(learned.classes))
-    for _ in recipes.fit(p, network, learned, held_out, p.seed, device, None, options.precision):
+    p = recipes.one_epoch(recipes.load({"recipe": options.recipe, "runtime.precision": options.precision}))
+    device = runtime.prepare(p.runtime)
+    for _ in training.begin(p, splits.load(paths.TRAIN), splits.load(paths.VALIDATION), device).epochs():
         pass
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     print(next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")))

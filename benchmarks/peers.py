@@ -1,16 +1,16 @@
-"""What others train on MNIST, written anew to the letter of its settings, for comparison with the pipeline's recipes.
+"""What others train on MNIST, rewritten here with exactly their settings, for comparison with the pipeline's recipes.
 
-`tutorial` is the notebook that many begin with: fully connected 784-128-64-10 on images in -1 … 1, batches of 64, 15
-epochs. It is found with SGD (learning rate 0.003, momentum 0.9) and with Adam at its default rate of 0.001; this is the
-one with Adam, which is mostly ahead in the first epochs (validation, 3 seeds) and ends alike.
+`tutorial` is the notebook that many start with: fully connected 784-128-64-10 on images in -1 … 1, batches of 64, 15
+epochs. It exists with SGD (learning rate 0.003, momentum 0.9) and with Adam at its default rate of 0.001. This is the
+one with Adam, which is mostly ahead in the first epochs (validation, 3 seeds) and ends the same.
 
 `example` is examples/mnist of the PyTorch project: two 3x3 convolutions, Adadelta, its rate times 0.7 after each epoch,
-batches of 64, 14 epochs. Its program only shuffles where there is an accelerator; here it always does, which is in its
-favour.
+batches of 64, 14 epochs. The original shuffles only where there is an accelerator; here it always does, which is in its
+favor.
 
-Both go as theirs do through torchvision's transforms, image by image by way of PIL, and a DataLoader in the training's
-own process (two workers made the tutorial slower on two cores). Only the images are others: the pipeline's training
-split, so that all learn from the same.
+Like the originals, both use torchvision's transforms, image by image by way of PIL, and a DataLoader in the training's
+own process (two workers made the tutorial slower on two cores). Only the images differ: they are the pipeline's
+training split, so that all learn from the same ones.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,14 +25,14 @@ from torchvision import transforms
 from tqdm import tqdm
 
 from benchmarks.probe import Probe
-from digits.data import Split
+from digits.images.splits import Split
 
 BATCH = 64
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A recipe of others. `mean` and `std` normalise pixels in 0 … 1; `gamma` multiplies the rate after each epoch."""
+    """A recipe of others. `mean` and `std` normalize pixels in 0 … 1; `gamma` multiplies the rate after each epoch."""
 
     mean: float
     std: float
@@ -80,7 +80,7 @@ PEERS = {
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """A split as torchvision's MNIST gives it: each image by way of PIL and transforms, when it is asked for."""
+    """A split as torchvision's MNIST returns it: each image goes through PIL and transforms, when it is asked for."""
 
     def __init__(self, split: Split, mean: float, std: float) -> None:
         self._images, self._labels = split.images[:, 0], split.labels
@@ -95,14 +95,14 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def steps(count: int) -> int:
-    """Give the steps of an epoch of `count` images."""
+    """Return the number of steps in an epoch of `count` images."""
     return -(-count // BATCH)
 
 
 def fit(peer: Peer, network: nn.Module, learned: Split, device: torch.device, probe: Probe) -> None:
     """Train `network`, made by `peer.network`, in place until the peer's last epoch or the end of the probe's budget.
 
-    Draws from torch's global generator: seed it before the network is made.
+    Random numbers come from torch's global generator: seed it before the network is made.
     """
     with tqdm(total=peer.epochs * steps(len(learned)), unit="step", disable=None, dynamic_ncols=True) as bar:
         probe.resume()

@@ -1,13 +1,13 @@
-"""What surrounds the training: seconds, CPU seconds and memory of each stage, the training itself taken out.
+"""What surrounds the training: seconds, CPU seconds and memory of each stage, without the training itself.
 
     python -m benchmarks.stages [--rounds 4] [--quick]
 
-Run it on a machine that does nothing else. In a temporary repository made of the working tree, with one epoch of
-training, every stage is run by `dvc repro --force --single-item` in each round: the first round begins with nothing and
-makes MLflow's database, the later ones find both. Then all of them are run by one `dvc repro --force`, again without
-and with the database, and at last DVC is called with nothing to do. The seconds in `digits.training.fit` are measured
-in the process of the stage and subtracted. `--quick` makes two rounds and leaves out the run of all stages at once.
-Rewrites benchmarks/stages.md.
+Run it on an otherwise idle machine. In a temporary repository made from the working tree, with one epoch of training,
+each round runs every stage by `dvc repro --force --single-item`: the first round starts with nothing and creates
+MLflow's database, the later ones find both. Then one `dvc repro --force` runs all of them, again without and with the
+database, and finally DVC is called with nothing to do. The seconds in `Training.epochs` are measured in the stage's
+process and subtracted. `--quick` makes two rounds and leaves out the runs of all stages at once. Rewrites
+benchmarks/stages.md.
 """
 
 import argparse
@@ -27,21 +27,23 @@ from time import perf_counter
 import yaml
 from tqdm import tqdm
 
-from digits import lineage, params
-from digits.command import UserError, run
+from digits import params, pipeline
+from digits.errors import UserError, run
 from digits.files import read_json, write_text
+from digits.records.lineage import git
 
 REPORT = Path("benchmarks/stages.md")
-FIT = Path("fit.json")  # what TIMED_FIT writes
-TIMED_FIT = f"""
+SPENT = Path("spent.json")  # what TIMED writes
+# Appended to digits/learning/training.py.
+TIMED = f"""
 
-_fit = fit
+_epochs = Training.epochs
 
 
-def fit(*arguments, **named):
+def _timed(self, *arguments, **named):
     import json, time
 
-    spent, epochs = [0.0, 0.0], _fit(*arguments, **named)
+    spent, epochs = [0.0, 0.0], _epochs(self, *arguments, **named)
     while True:
         before = time.perf_counter(), time.process_time()
         epoch = next(epochs, None)
@@ -49,14 +51,17 @@ def fit(*arguments, **named):
         if epoch is None:
             break
         yield epoch
-    with open("{FIT}", "w") as file:
+    with open("{SPENT}", "w") as file:
         json.dump(spent, file)
+
+
+Training.epochs = _timed
 """
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took, its children included, without the training: seconds, CPU seconds, peak memory in MB."""
+    """What a command and its children took, without the training: seconds, CPU seconds, peak memory in MB."""
 
     wall: float
     cpu: float
@@ -64,27 +69,28 @@ class Cost:
 
 
 def repository(root: Path) -> None:
-    """Make a repository of the files that git tracks or would track, with one epoch of training that is timed."""
-    listed = lineage.git("ls-files", "-z", "--cached", "--others", "--exclude-standard") or b""
+    """Make a repository from the files that git tracks or would track, with one epoch of training, which is timed."""
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard") or b""
     for name in filter(None, listed.decode().split("\0")):
         if Path(name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(name, root / name)
-    content = params.load().model_dump()
+    # No check of the networks: that would import torch, and a process begins with the peak memory of its parent.
+    content = params.load(lambda _: []).model_dump()
     content["train"]["epochs"] = 1
     write_text(root / "params.yaml", yaml.safe_dump(content))
-    training = root / "digits/training.py"
-    training.write_text(training.read_text(encoding="utf-8") + TIMED_FIT, encoding="utf-8")
+    training = root / "digits/learning/training.py"
+    training.write_text(training.read_text(encoding="utf-8") + TIMED, encoding="utf-8")
     identity = ("-c", "user.name=benchmark", "-c", "user.email=benchmark@example.com")
     for command in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "--message=start"]):
         subprocess.run(["git", *command], cwd=root, check=True)
 
 
 def measure(root: Path, *command: str) -> Cost:
-    """Run a command in `root` and give what it took. Raises UserError if it fails."""
+    """Run a command in `root`, and return what it took. Raises UserError if it fails."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
     environment = inherited | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    (root / FIT).unlink(missing_ok=True)
+    (root / SPENT).unlink(missing_ok=True)
     with tempfile.TemporaryFile() as said:
         start = perf_counter()
         process = subprocess.Popen(command, cwd=root, env=environment, stdout=said, stderr=said)
@@ -94,8 +100,9 @@ def measure(root: Path, *command: str) -> Cost:
         if process.returncode:
             said.seek(0)
             raise UserError(f"{' '.join(command)} failed: {said.read().decode()[-2000:]}")
-    fit = read_json(root / FIT) if (root / FIT).exists() else [0.0, 0.0]
-    return Cost(wall - fit[0], cpu(usage) - fit[1], usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+    spent = read_json(root / SPENT) if (root / SPENT).exists() else [0.0, 0.0]
+    memory = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return Cost(wall - spent[0], cpu(usage) - spent[1], memory)
 
 
 def cpu(usage: resource.struct_rusage) -> float:
@@ -108,12 +115,12 @@ def forget_runs(root: Path) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Give "median (least to largest)" of seconds."""
+    """Return "median (least to largest)" of seconds."""
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def row(name: str, first: Cost | None, later: list[Cost]) -> str:
-    """Give a row of the table: `first` is the run that makes the database, `later` are those that find it."""
+    """Return a row of the table: `first` is the run that creates the database, `later` are those that find it."""
     every = [*later, *([first] if first else [])]
     return (
         f"| {name} | {f'{first.wall:.2f}' if first else '–'} | {spread([cost.wall for cost in later])} | "
@@ -124,9 +131,9 @@ def row(name: str, first: Cost | None, later: list[Cost]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description="What surrounds the training.")
     parser.add_argument("--rounds", type=int, default=4, help="how often each is timed, from 2 (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="two rounds, and not all stages at once")
+    parser.add_argument("--quick", action="store_true", help="two rounds, and no runs of all stages at once")
     arguments = parser.parse_args()
-    rounds, names = 2 if arguments.quick else max(2, arguments.rounds), list(lineage.stages())
+    rounds, names = 2 if arguments.quick else max(2, arguments.rounds), list(pipeline.stages())
     taken: dict[str, list[Cost]] = {name: [] for name in names}
     whole: list[Cost] = []
     with (
@@ -154,9 +161,9 @@ def main() -> None:
     if whole:
         lines.append(row("**all by one `dvc repro`**", whole[0], whole[1:]))
     lines.append(row("`dvc repro` with nothing to do", None, idle))
-    import torch  # not before: a process begins with the peak memory of the one that started it
+    import torch  # only now, see `repository`
 
-    from digits import runtime
+    from digits.learning import runtime
 
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "dvc", "mlflow", "matplotlib"))
     table = "\n".join(
@@ -164,9 +171,9 @@ def main() -> None:
             f"{runtime.environment(torch.device('cpu'), torch.float32)['processor']}, {os.cpu_count()} cores, Python",
             f"{platform.python_version()}, {versions}; {rounds} rounds (`python -m benchmarks.stages"
             f"{' --quick' if arguments.quick else ''}`).",
-            "Seconds without those in `digits.training.fit`; each of the five pays DVC's own start.",
+            "Seconds without those in `Training.epochs`; each of the five includes DVC's own start.",
             "",
-            "| stage | seconds, MLflow's database made | seconds, database there: median (range) | CPU seconds | MB |",
+            "| stage | seconds, creating MLflow's database | seconds, database found: median (range) | CPU s | MB |",
             "|---|---|---|---|---|",
             *lines,
         ]

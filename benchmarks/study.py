@@ -3,18 +3,16 @@
     python -m benchmarks.study [--count 5] [--jobs 2] [--only NAME ...]
     python -m benchmarks.study --read
 
-Run it after `dvc repro`. Each row is one change to the recipe quick, run by `digits.seeds` and compared with the recipe
-as it is, or with the row that it names, across seeds (`digits.significance.across_seeds`), on the validation split; the
-test accuracy stands beside it and decides nothing. Rewrites docs/experiments.csv, a line for each seed, and the tables
-of docs/experiments.md. `--only` runs the rows of these names; `--read` runs nothing, and makes the tables of the lines
-that are there.
+Run it after `dvc repro`. Each row is one change to the recipe quick, run as by `python -m digits seeds` and compared
+with the unchanged recipe, or with the row that it names: across seeds (`significance.across_seeds`), on the validation
+split. The test accuracy is shown beside it and decides nothing. Rewrites docs/experiments.csv, which has a line for
+each seed, and the tables in docs/experiments.md. `--only` runs the rows with these names; `--read` runs nothing, and
+makes the tables from the lines that are there.
 
-One thread for each training and two at a time: together they do more than one with two threads.
+Two trainings run at a time with one thread each: together they get more done than one with two threads.
 """
 
 import argparse
-import csv
-import io
 import re
 import shlex
 from collections.abc import Sequence
@@ -23,10 +21,11 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
-from digits import seeds, significance
-from digits.command import UserError, run
-from digits.files import read_table, write_text
-from digits.lineage import State
+from digits.errors import UserError, run
+from digits.files import read_table, write_table, write_text
+from digits.records.results import Result
+from digits.reports import significance
+from digits.tools import seeds
 
 POINTS, PAGE = Path("docs/experiments.csv"), Path("docs/experiments.md")
 BASE = ("recipe=quick", "runtime.threads=1")
@@ -37,7 +36,7 @@ LONG = "train.epochs=8"
 
 @dataclass(frozen=True)
 class Row:
-    """A change: the name of its experiments, what is changed, how, and the row that it is compared with."""
+    """A change: the name of its experiments, what is changed, the settings for it, and the row to compare it with."""
 
     name: str
     change: str
@@ -69,7 +68,7 @@ STUDY: dict[str, tuple[Row, ...]] = {
         Row("no-warmup", "no warm-up", ("train.warmup=0.0",)),
         Row("big-batches", "batches of 512, rate 0.4", ("train.batch_size=512", "train.learning_rate=0.4")),
     ),
-    "regularisation and averaging": (
+    "regularization and averaging": (
         Row("no-smoothing", "no label smoothing", ("train.label_smoothing=0.0",)),
         Row("no-dropout", "no dropout", ("model.cnn.dropout=0.0",)),
         Row("no-decay", "no weight decay", ("train.weight_decay=0.0",)),
@@ -100,31 +99,31 @@ ROWS = [Row(BASELINE, "the recipe quick as it is", ()), *(row for group in STUDY
 
 def command(row: Row, count: int) -> str:
     settings = " ".join(f"-S {shlex.quote(setting)}" for setting in (*BASE, *row.settings))
-    return f"python -m digits.seeds {row.name} --count {count} --jobs 2 {settings}"
+    return f"python -m digits seeds {row.name} --count {count} --jobs 2 {settings}"
 
 
-def results(row: Row, count: int, jobs: int) -> list[State]:
-    """Run the experiments of a row, and give what they came to."""
-    return seeds.results(row.name, count, [*BASE, *row.settings], jobs)
+def results(row: Row, count: int, jobs: int) -> list[Result]:
+    """Run the experiments of a row, and return their results."""
+    return seeds.run(row.name, count, [*BASE, *row.settings], jobs)
 
 
-def lines_of(row: Row, states: list[State]) -> list[dict[str, str]]:
-    """Give what the experiments of a row came to, one line for each seed."""
+def lines_of(row: Row, found: list[Result]) -> list[dict[str, str]]:
+    """Return the results of a row as lines of docs/experiments.csv, one for each seed."""
     return [
         {
             "name": row.name,
             "seed": str(seed),
-            "validation_accuracy": str(state.metrics["validation_accuracy"]),
-            "test_accuracy": str(state.metrics["test_accuracy"]),
-            "parameters": str(int(state.metrics["parameters"])),
-            "seconds": f"{state.seconds:.1f}" if state.seconds else "",
+            "validation_accuracy": str(result.metrics["validation_accuracy"]),
+            "test_accuracy": str(result.metrics["test_accuracy"]),
+            "parameters": str(int(result.metrics["parameters"])),
+            "seconds": f"{result.seconds:.1f}" if result.seconds else "",
         }
-        for seed, state in enumerate(states)
+        for seed, result in enumerate(found)
     ]
 
 
 def table(rows: Sequence[Row], lines: list[dict[str, str]]) -> str:
-    """Give the Markdown table of some rows, each compared with the row that it names."""
+    """Return the Markdown table of some rows, each compared with the row that it names."""
 
     def column(name: str, key: str) -> list[float]:
         return [float(line[key]) for line in lines if line["name"] == name and line[key]]
@@ -164,7 +163,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=5, help="seeds of each row (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=[row.name for row in ROWS], metavar="NAME", help="rows to run")
-    parser.add_argument("--read", action="store_true", help="run nothing, make the tables again")
+    parser.add_argument("--read", action="store_true", help="run nothing, only rewrite the tables")
     options = parser.parse_args()
     lines = read_table(POINTS) if POINTS.exists() else []
     for row in ROWS if not options.read else []:
@@ -173,16 +172,12 @@ def main() -> None:
         print(command(row, options.count), flush=True)
         made = lines_of(row, results(row, options.count, options.jobs))
         lines = [line for line in lines if line["name"] != row.name] + made
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-        write_text(POINTS, text.getvalue())
+        write_table(POINTS, lines[0], lines)
     page = PAGE.read_text(encoding="utf-8")
     for title, rows in {"baseline": ROWS[:1], **STUDY}.items():
         mark = rf"(<!-- {title} -->\n).*?(<!-- end -->)"
         if not re.search(mark, page, re.DOTALL):
-            raise UserError(f"{PAGE}: has no place for the table of {title}")
+            raise UserError(f"{PAGE}: no place for the table of {title}: <!-- {title} --> … <!-- end -->")
         page = re.sub(mark, partial(_filled, table(rows, lines)), page, flags=re.DOTALL)
     write_text(PAGE, page)
 

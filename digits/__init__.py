@@ -1,6 +1,11 @@
-"""The library behind the pipeline: what the stages, the tools and your own code share.
+"""The library behind the pipeline. Each sub-package imports only from those below it:
 
-Read it in this order: `params` (every knob), `sources` and `data` (images), `models`, `training`, `evaluation`,
-`exporting`; then `lineage` and `tracking`, which say what a result was made of and keep it. The tools `predict`,
-`provenance` and `integrity` stand at the end of that line: no stage depends on them.
+    tools      commands that people run
+    records    what is remembered about a result: MLflow, lineage, any result by any name
+    reports    what people look at: figures, advice, significance tests, the model card
+    learning   what learns: networks, training, evaluation, export
+    serving    the exported model applied to a person's own images, without torch
+    images     where images come from: IDX files, splits, batches, augmentation
+
+and, at the bottom, params, pipeline, datasets, paths, files and errors.
 """

@@ -1,4 +1,4 @@
-"""The names of all files that the stages hand to one another, relative to the repository's root; dvc.yaml has the same.
+"""The files that the stages hand to one another, relative to the repository's root; dvc.yaml lists the same.
 
 Files are the whole interface between stages: delete the MLflow database and nothing is lost but history.
 """

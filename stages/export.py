@@ -4,20 +4,27 @@ Fails if an exported file predicts another class than the trained model for any 
 off than `export.tolerance`.
 """
 
-from torch import Tensor
+from dataclasses import asdict
 
-from digits import advice, data, evaluation, exporting, lineage, models, params, paths, runtime, tracking
-from digits.command import UserError, run
-from digits.files import read_json, write_json, write_text
+from digits import params, paths, pipeline
+from digits.errors import run
+from digits.files import read_as, write_json, write_text
+from digits.images import splits
+from digits.images.splits import Statistics
+from digits.learning import evaluation, exporting, models, networks, runtime
+from digits.learning.curve import TrainMetrics
+from digits.learning.evaluation import Scores
+from digits.learning.evidence import Evidence
+from digits.records import runs
+from digits.reports import advice, card
 
 
 def main() -> None:
-    p = params.load()
-    lineage.inputs("export")
-    # On the CPU, where everyone can run what is exported.
-    device = runtime.prepare("cpu", p.runtime.threads, p.runtime.reproducibility)
+    p = params.load(networks.check)
+    pipeline.inputs("export")
+    device = runtime.prepare(p.runtime, "cpu")  # where everyone can run what is exported
     network, description = models.load(paths.MODEL)
-    test, batch_size = data.load(paths.TEST, in_order=True), p.runtime.batch_size
+    test, batch_size = splits.load(paths.TEST, in_order=True), p.runtime.batch_size
 
     expected = evaluation.predict(network, test, batch_size, device)
     exporting.write_onnx(network, paths.ONNX, p.export.opset, description)
@@ -26,33 +33,26 @@ def main() -> None:
         paths.ONNX: exporting.run_onnx(paths.ONNX, test, batch_size, p.runtime.threads),
         paths.PT2: exporting.run_pt2(paths.PT2, test, batch_size),
     }
-    metrics = {}
+    exported = {}
     for path, logits in found.items():
-        difference = compare(logits, expected, p.export.tolerance, str(path))
-        _, accuracy = evaluation.score(logits, test.labels)
-        size = path.stat().st_size
-        metrics[path.suffix[1:]] = {"bytes": size, "accuracy": accuracy, "max_abs_difference": difference}
-        print(f"{path}: {size:,} bytes, accuracy {accuracy:.2%}, logits within {difference:.1e} of the trained model")
-    write_json(paths.EXPORT_METRICS, metrics)
-
-    results = {path.stem: read_json(path) for path in (paths.DATASET_METRICS, paths.TRAIN_METRICS, paths.TEST_METRICS)}
-    suggestions = advice.listed(read_json(paths.EVIDENCE))
-    write_text(
-        paths.MODEL_CARD, exporting.model_card(p.data.name, description, results | {"export": metrics}, suggestions)
-    )
-    tracking.record(p, "export", device)
-
-
-def compare(found: Tensor, expected: Tensor, tolerance: float, place: str) -> float:
-    """Give the largest difference of any logit. Raises UserError if it exceeds `tolerance`, or a class differs."""
-    difference = float((found - expected).abs().max())
-    changed = int((found.argmax(dim=1) != expected.argmax(dim=1)).sum())
-    if changed or not difference <= tolerance:
-        raise UserError(
-            f"{place}: not the trained model: {changed} of {len(expected)} test images get another class, logits "
-            f"differ by {difference:.2g} (allowed by params.yaml: export.tolerance: {tolerance:g})"
+        one = exported[path.suffix[1:]] = exporting.verify(path, logits, expected, p.export.tolerance)
+        print(
+            f"{path}: {one.bytes:,} bytes, accuracy {one.accuracy:.2%}, logits within {one.max_abs_difference:.1e} of "
+            "the trained model"
         )
-    return difference
+    write_json(paths.EXPORT_METRICS, {name: asdict(one) for name, one in exported.items()})
+
+    text = card.model_card(
+        p.data.name,
+        description,
+        read_as(Statistics, paths.DATASET_METRICS),
+        read_as(TrainMetrics, paths.TRAIN_METRICS),
+        read_as(Scores, paths.TEST_METRICS),
+        exported,
+        advice.listed(read_as(Evidence, paths.EVIDENCE)),
+    )
+    write_text(paths.MODEL_CARD, text)
+    runs.record(p, "export", device)
 
 
 if __name__ == "__main__":

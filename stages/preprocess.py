@@ -6,24 +6,29 @@ What is done, and why
 - Pixels stay uint8 (a quarter of float32, exact) and become 0 … 1 in the batch.
 - Mean and standard deviation are those of the training split alone: statistics over validation or test images would
   leak them into training. They end up in the network's first layer.
-- No cropping, deskewing or resizing: MNIST is already centred by mass in 28 x 28, and what a network should not depend
-  on (small shifts, rotations) it learns from augmentation instead.
+- No cropping, deskewing or resizing: MNIST is already centered by mass in 28 x 28, and invariance to small shifts and
+  rotations is learned from augmentation instead.
 """
+
+from dataclasses import asdict
 
 import torch
 
-from digits import data, figures, lineage, params, paths, sources
-from digits.command import UserError, run
+from digits import params, paths, pipeline
 from digits.datasets import DATASETS, FILES
+from digits.errors import UserError, run
 from digits.files import write_json
-from digits.runtime import generator
+from digits.images import splits
+from digits.images.idx import read_idx
+from digits.learning import networks
+from digits.learning.streams import generator
+from digits.reports.figures import preprocess as figures
 
 
 def read(part: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Map images (uint8 [n, 1, 28, 28]) and read labels (int64 [n]) of "train" or "test"."""
-    images = sources.read_idx(paths.RAW / FILES[part, "images"])
-    labels = sources.read_idx(paths.RAW / FILES[part, "labels"])
-    return data.from_numpy(images).unsqueeze(1), data.from_numpy(labels).long()
+    images, labels = (read_idx(paths.RAW / FILES[part, kind]) for kind in ("images", "labels"))
+    return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).long()
 
 
 def divide(p: params.Params) -> None:
@@ -36,29 +41,29 @@ def divide(p: params.Params) -> None:
         )
     known = DATASETS.get(p.data.name)
     classes = known.classes if known else tuple(map(str, range(int(labels.max()) + 1)))
-    chosen, held_out = data.stratified(labels, p.split.validation, generator(p.split.seed, "split"))
+    chosen, held_out = splits.stratified(labels, p.split.validation, generator(p.split.seed, "split"))
     if p.split.training_share < 1:
         count = max(2, round(p.split.training_share * len(chosen)))
-        _, part = data.stratified(labels[chosen], count, generator(p.split.seed, "share"))
+        _, part = splits.stratified(labels[chosen], count, generator(p.split.seed, "share"))
         chosen = chosen[part]
-    everything = data.Split(images, labels, classes)
-    data.save(everything, paths.TRAIN, chosen)
-    data.save(everything, paths.VALIDATION, held_out)
-    data.save(data.Split(test_images, test_labels, classes), paths.TEST)
+    everything = splits.Split(images, labels, classes)
+    splits.save(everything, paths.TRAIN, chosen)
+    splits.save(everything, paths.VALIDATION, held_out)
+    splits.save(splits.Split(test_images, test_labels, classes), paths.TEST)
 
 
 def main() -> None:
-    p = params.load()
-    lineage.inputs("preprocess")
+    p = params.load(networks.check)
+    pipeline.inputs("preprocess")
     divide(p)
     files = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
-    splits = {name: data.load(path, in_order=True) for name, path in files.items()}
-    mean, std = data.pixel_statistics(splits["train"].images)
-    counts = {name: {"count": len(split)} for name, split in splits.items()}
-    write_json(paths.DATASET_METRICS, {**counts, "pixel_mean": mean, "pixel_std": std})
-    figures.samples(splits["train"], paths.SAMPLES)
-    figures.class_balance(splits, paths.CLASS_BALANCE)
-    print(", ".join(f"{len(split):,} {name}" for name, split in splits.items()) + f"; pixels {mean:.4f} ± {std:.4f}")
+    made = {name: splits.load(path, in_order=True) for name, path in files.items()}
+    statistics = splits.statistics(made)
+    write_json(paths.DATASET_METRICS, asdict(statistics))
+    figures.samples(made["train"], paths.SAMPLES)
+    figures.class_balance(made, paths.CLASS_BALANCE)
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in made.items())
+    print(f"{counts}; pixels {statistics.pixel_mean:.4f} ± {statistics.pixel_std:.4f}")
 
 
 if __name__ == "__main__":

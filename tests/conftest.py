@@ -1,4 +1,4 @@
-"""What the tests of the library share: tiny data with classes that are easy to tell apart, and changed params."""
+"""Shared by the tests of the library: tiny data with classes that are easy to tell apart, and changed params."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image, ImageDraw
 
 from digits import params
-from digits.data import Split
+from digits.images.splits import Split
+from digits.learning import networks
 from digits.params import Params
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +22,7 @@ Change = Callable[[dict[str, Any]], Params]
 
 
 def bars(count: int, seed: int = 0) -> Split:
-    """Give noisy images with one bright bar; the class is its place."""
+    """Return noisy images with one bright bar; the class is its position."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % len(CLASSES)
     images = torch.randint(60, (count, 1, 28, 28), dtype=torch.uint8, generator=random)
@@ -29,14 +31,21 @@ def bars(count: int, seed: int = 0) -> Split:
     return Split(images, labels, CLASSES)
 
 
+def drawing(ink: int, paper: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
+    """Return a picture of a thick upright bar, far from the middle."""
+    image = Image.new("L", size, paper)
+    ImageDraw.Draw(image).rectangle((10, 15, 25, 75), fill=ink)
+    return image
+
+
 def git(*arguments: str) -> str:
-    """Give what a git command prints, run in the working directory; it must succeed."""
+    """Return what a git command prints, run in the working directory; it must succeed."""
     names = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
     return subprocess.run(["git", *names, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", default=10, type=int, help="how often tests/pipeline/test_kill.py kills")
+    parser.addoption("--kills", default=5, type=int, help="how often tests/pipeline/test_kill.py kills")
 
 
 @pytest.fixture(autouse=True)
@@ -53,17 +62,29 @@ def split() -> Split:
     return bars(96)
 
 
+@pytest.fixture(scope="session")
+def onnx_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a small untrained network for the classes a, b and c as the export stage would."""
+    from digits.learning import exporting, models  # only now: onnx takes a second
+
+    torch.manual_seed(0)
+    network = networks.build("mlp", 3, {"hidden": [8], "dropout": 0.0}).eval()
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    exporting.write_onnx(network, path, 18, models.Description("mlp", ["a", "b", "c"], {}, {}, {}, ""))
+    return path
+
+
 @pytest.fixture
 def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
-    """Give a function that writes the repository's params.yaml with some dotted keys changed, and loads it.
+    """Return a function that writes the repository's params.yaml with some dotted keys changed, and loads it.
 
-    The value ... takes a key out. The working directory becomes a temporary one.
+    The value ... removes a key. The working directory becomes a temporary one.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
 
     def load(changes: dict[str, Any]) -> Params:
-        content: dict[str, Any] = params.load(ROOT / "params.yaml").model_dump()
+        content: dict[str, Any] = params.load(networks.check, path=ROOT / "params.yaml").model_dump()
         for key, value in changes.items():
             *sections, name = key.split(".")
             section = content
@@ -73,6 +94,6 @@ def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
             if value is ...:
                 del section[name]
         Path("params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-        return params.load()
+        return params.load(networks.check)
 
     return load

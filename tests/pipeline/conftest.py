@@ -1,27 +1,38 @@
-"""The real thing: a repository of its own made of the working tree, real MNIST, a short training."""
+"""The real thing: a repository of its own made of the working tree, real MNIST, a short training.
 
+Most of the time goes into starting processes that import torch and mlflow. So the pipeline is run once for all tests,
+and a test that changes something does so in a copy, by the cheapest stage that shows what it tests.
+"""
+
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from digits import params, pipeline
+from digits.__main__ import dispatch
 from digits.files import flatten, md5, read_json
-from digits.params import load
+from digits.learning import networks
 
 REPOSITORY = Path(__file__).parents[2]
+DIGITS = (sys.executable, "-m", "digits")
 SHORT = {
     "epochs: {quick: 2, default: 8, best: 12}": "epochs: 1",
     "channels: {quick: [16, 32], default: [16, 32, 64], best: [32, 64, 64, 128]}": "channels: [8, 16]",
     "checkpoint: 5.0": "checkpoint: 0.2",
+    "threads: 2": "threads: 1",  # the tests run in two processes, and threads that wait for a busy core cost seconds
 }
 
 
@@ -71,13 +82,15 @@ class Project:
         return MlflowClient(self.tracking_uri)
 
     def mlflow_runs(self) -> list[Run]:
-        """Give all runs, the newest first."""
+        """Return all runs, the newest first."""
+        if not self.server and not (self.root / self.database).exists():
+            return []  # looking would create it
         experiment = self.client.get_experiment_by_name("mnist")
         assert experiment
         return list(self.client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]))
 
     def assert_complete(self, run: Run) -> None:
-        """The run holds the params, metrics, files and model that are in the working directory."""
+        """Assert that the run has the params, metrics, files and model that are in the working directory."""
         expected = (
             self.json("metrics/train.json")
             | {f"test_{key}": value for key, value in self.json("metrics/test.json").items()}
@@ -86,7 +99,8 @@ class Project:
         rates = {"learning_rate": run.data.metrics["learning_rate"]}
         measured = {key: value for key, value in run.data.metrics.items() if key != "training_seconds"}
         assert measured == expected | rates
-        assert run.data.params == {key: str(value) for key, value in load(self.root / "params.yaml").flat().items()}
+        knobs = params.load(networks.check, path=self.root / "params.yaml").flat()
+        assert run.data.params == {key: str(value) for key, value in knobs.items()}
         assert run.info.status == "FINISHED"
         steps = [metric.step for metric in self.client.get_metric_history(run.info.run_id, "train_loss")]
         assert steps == list(range(1, int(run.data.params["train.epochs"]) + 1))
@@ -105,39 +119,51 @@ class Project:
         }
         versions = self.client.search_model_versions("name='mnist-classifier'")
         assert [version.tags["model_md5"] for version in versions].count(run.data.tags["model_md5"]) == 1
-        lock = yaml.safe_load((self.root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-        made = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
+        assert json.loads(self.artifact(run, "provenance/outputs.json")) == self.locked()
+
+    def artifact(self, run: Run, path: str) -> bytes:
+        """Return the content of a run's artifact."""
         with tempfile.TemporaryDirectory() as folder:
-            recorded = self.client.download_artifacts(run.info.run_id, "provenance/outputs.json", folder)
-            assert read_json(Path(recorded)) == made
+            return Path(self.client.download_artifacts(run.info.run_id, path, folder)).read_bytes()
+
+    def locked(self) -> dict[str, str]:
+        """Return the MD5 of every output by path, according to dvc.lock."""
+        stages = yaml.safe_load((self.root / "dvc.lock").read_text(encoding="utf-8"))["stages"].values()
+        return {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
 
     def outputs(self) -> dict[str, str]:
-        """Give the MD5 of every file that a stage wrote, by path."""
-        stages = yaml.safe_load((self.root / "dvc.lock").read_text(encoding="utf-8"))["stages"].values()
-        paths = [self.root / out["path"] for stage in stages for out in stage["outs"]]
-        files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
-        return {file.relative_to(self.root).as_posix(): md5(file) for file in files}
+        """Return the MD5 of every output by path, from the files themselves."""
+        return {path: md5(self.root / path) for path in self.locked()}
 
-    def copy(self, root: Path) -> "Project":
-        """Clone it, and copy DVC's files in it.
+    def edit(self, old: str, new: str) -> None:
+        """Replace a text in params.yaml."""
+        path = self.root / "params.yaml"
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new), encoding="utf-8")
 
-        Not DVC's run cache, so that an experiment in the copy is run and not remembered.
+    def copy(self, root: Path, *, logged: bool = False) -> "Project":
+        """Clone it, copy DVC's cache, and log the results to the copy's own MLflow if `logged`.
+
+        Not DVC's run cache, so that an experiment in the copy is run and not restored.
         """
         self.run("git", "clone", "--quiet", ".", str(root))
         shutil.copytree(self.root / ".dvc/cache/files", root / ".dvc/cache/files")
         copy = Project(root)
         copy.run("dvc", "checkout", "--quiet")
+        if logged:
+            copy.run(*DIGITS, "sync")
         return copy
 
     def restore(self) -> None:
-        """Go back to what is committed."""
+        """Return to what is committed."""
         if self.run("git", "status", "--porcelain").stdout:
             self.run("git", "checkout", "--quiet", ".")
             self.run("dvc", "checkout", "--quiet")
 
 
-def copy_of_working_tree(root: Path) -> Project:
-    """Make a repository of the files that git tracks or would track, as they are now."""
+def start(root: Path) -> Project:
+    """Make a repository, with a short training, of the files that git tracks or would track, as they are now."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
@@ -146,12 +172,9 @@ def copy_of_working_tree(root: Path) -> Project:
         if (REPOSITORY / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, root / name)
-    text = (root / "params.yaml").read_text(encoding="utf-8")
-    for long, short in SHORT.items():
-        assert long in text
-        text = text.replace(long, short)
-    (root / "params.yaml").write_text(text, encoding="utf-8")
     project = Project(root)
+    for long, short in SHORT.items():
+        project.edit(long, short)
     project.run("git", "init", "--quiet", "--initial-branch=main")
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message=start")
@@ -159,28 +182,73 @@ def copy_of_working_tree(root: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A repository as a newcomer clones it, with a short training."""
-    return copy_of_working_tree(tmp_path_factory.mktemp("project"))
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A repository as a newcomer has it after `dvc repro` and a commit of its results. Nobody changes this one.
+
+    The processes of pytest-xdist share it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    root = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "finished"
+    done = root.with_name("finished.done")
+    with FileLock(root.with_name("finished.lock")):
+        if not done.exists():
+            shutil.rmtree(root, ignore_errors=True)
+            project = start(root)
+            project.run("dvc", "repro", measured=True)
+            project.run("git", "add", "--all")
+            project.run("git", "commit", "--quiet", "--message=results")
+            done.touch()
+    return Project(root)
 
 
-@pytest.fixture(scope="session")
-def finished(fresh: Project) -> Project:
-    """The same after `dvc repro` and a commit of its results."""
-    fresh.run("dvc", "repro", measured=True)
-    fresh.run("git", "add", "--all")
-    fresh.run("git", "commit", "--quiet", "--message=results")
-    return fresh
+@pytest.fixture(scope="module")
+def workshop(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy of it for the tests of one file."""
+    return finished.copy(tmp_path_factory.mktemp("workshop") / "project")
 
 
 @pytest.fixture
-def project(finished: Project) -> Project:
-    """The finished repository, put back in order before each test."""
-    finished.restore()
-    return finished
+def project(workshop: Project) -> Project:
+    """The file's copy, put back in order before each test."""
+    workshop.restore()
+    return workshop
 
 
 @pytest.fixture
 def copy(finished: Project, tmp_path: Path) -> Project:
-    """A copy of the finished repository to do with as one likes."""
+    """A copy for one test."""
     return finished.copy(tmp_path / "copy")
+
+
+@pytest.fixture
+def enter(monkeypatch: pytest.MonkeyPatch) -> Callable[[Project], None]:
+    """Return a function after which this process works in a project as a process started there would."""
+
+    def change(project: Project) -> None:
+        monkeypatch.chdir(project.root)
+        monkeypatch.setattr(pipeline, "ROOT", project.root)
+        for name in ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI"):
+            monkeypatch.delenv(name, raising=False)
+
+    return change
+
+
+@pytest.fixture
+def call(enter: Callable[[Project], None], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that runs a command of `python -m digits` in this process and returns what it prints.
+
+    In a process of its own, it would spend most of its time importing torch and mlflow.
+    """
+
+    def run(project: Project, *words: str) -> str:
+        enter(project)
+        capsys.readouterr()
+        dispatch(list(words))
+        return capsys.readouterr().out
+
+    return run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put these tests first, which take the longest, so that no process is left with one when the others are done."""
+    items.sort(key=lambda item: Path(__file__).parent not in item.path.parents)

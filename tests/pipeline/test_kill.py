@@ -11,19 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from digits.files import md5
 
-from .conftest import Project
+from .conftest import DIGITS, Project
 
-STAGES = ("download", "preprocess", "train", "evaluate", "export")
-
-
-@pytest.fixture(scope="module")
-def victim(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Give a copy of the finished repository that may be maltreated."""
-    return finished.copy(tmp_path_factory.mktemp("victim") / "project")
+pytestmark = pytest.mark.slow
+# How long each takes, roughly, as a multiple of preprocess.
+STAGES = {"download": 1.5, "preprocess": 1.0, "train": 2.2, "evaluate": 1.8, "export": 2.2}
 
 
 def begin(project: Project, stage: str) -> subprocess.Popen[bytes]:
@@ -42,59 +37,56 @@ def begin(project: Project, stage: str) -> subprocess.Popen[bytes]:
 
 
 def lockers(project: Project) -> set[int]:
-    """Give the processes that DVC's lock file names and that still exist; DVC passes over the others."""
+    """Return the processes that DVC's lock file names and that still exist; DVC ignores the others."""
     text = (project.root / ".dvc/tmp/rwlock").read_text()
     return {number for number in map(int, re.findall(r'"pid": (\d+)', text)) if psutil.pid_exists(number)}
 
 
 def test_killed_at_any_moment_and_started_again_it_ends_in_the_same_bits(
-    victim: Project, request: pytest.FixtureRequest
+    workshop: Project, request: pytest.FixtureRequest
 ) -> None:
     kills = int(request.config.getoption("--kills"))
-    lock = victim.root / "dvc.lock"
-    expected = lock.read_bytes()
-    outputs = {
-        out["path"]: out["md5"] for stage in yaml.safe_load(expected)["stages"].values() for out in stage["outs"]
-    }
-    seconds = {}
-    for stage in STAGES:
-        start = time.monotonic()
-        assert begin(victim, stage).wait(timeout=300) == 0
-        seconds[stage] = time.monotonic() - start
-    assert lock.read_bytes() == expected
+    lock = workshop.root / "dvc.lock"
+    expected, outputs = lock.read_bytes(), workshop.locked()
+    start = time.monotonic()
+    assert begin(workshop, "preprocess").wait(timeout=300) == 0
+    unit = time.monotonic() - start
+    seconds = {stage: multiple * unit for stage, multiple in STAGES.items()}
 
     draw, resumed = random.Random(0), 0
     for number in range(kills):
-        stage = STAGES[number % len(STAGES)]
+        stage = list(STAGES)[number % len(STAGES)]
         moment = draw.uniform(0, seconds[stage])
-        doomed = begin(victim, stage)
+        doomed = begin(workshop, stage)
         time.sleep(moment)
         os.killpg(doomed.pid, signal.SIGKILL)
         doomed.wait()
         where = f"kill {number} after {moment:.2f} of {seconds[stage]:.2f} s of {stage}"
         for path, checksum in outputs.items():
-            file = victim.root / path
+            file = workshop.root / path
             assert not file.exists() or md5(file) == checksum, f"{where}: {path} is half-written"
-        victim.run(sys.executable, "-m", "digits.integrity", "repair")  # as `make repro` does
-        again = victim.run("dvc", "repro", "--force", "--single-item", stage)  # not from DVC's cache
-        victim.run("dvc", "repro")  # what is missing where dvc.lock was cut off
-        resumed += "going on after step" in again.stdout
+        workshop.run(*DIGITS, "repair")  # as `make repro` does
+        start = time.monotonic()
+        again = workshop.run("dvc", "repro", "--force", "--single-item", stage)  # not from DVC's cache
+        seconds[stage] = time.monotonic() - start
+        workshop.run("dvc", "repro")  # what is missing where dvc.lock was truncated
+        resumed += "resumed after step" in again.stdout
         assert lock.read_bytes() == expected, where
-        assert all(md5(victim.root / path) == checksum for path, checksum in outputs.items()), where
-        assert not victim.run("git", "status", "--porcelain").stdout, where
-        assert not lockers(victim), where
-        assert not list((victim.root / ".dvc/tmp/checkpoints").iterdir()), where
-    print(f"{kills} kills, {resumed} trainings gone on with, seconds a stage: {seconds}")
-    victim.run("dvc", "repro", "--force", "--single-item", "evaluate")  # notices runs whose process is gone
-    assert not [run for run in victim.mlflow_runs() if run.info.status == "RUNNING"]
-    assert "all " in victim.run(sys.executable, "-m", "digits.integrity", "verify").stdout
+        assert workshop.outputs() == outputs, where
+        assert not workshop.run("git", "status", "--porcelain").stdout, where
+        assert not lockers(workshop), where
+        assert not list((workshop.root / ".dvc/tmp/checkpoints").glob("*")), where
+    print(f"{kills} kills, {resumed} trainings resumed, seconds a stage: {seconds}")
+    workshop.run("dvc", "repro", "--force", "--single-item", "evaluate")  # notices runs whose process is gone
+    assert not [run for run in workshop.mlflow_runs() if run.info.status == "RUNNING"]
+    assert "all " in workshop.run(*DIGITS, "verify").stdout
 
 
-def test_training_goes_on_from_its_checkpoint_in_the_same_run(victim: Project) -> None:
-    checkpoints = victim.root / ".dvc/tmp/checkpoints"
-    expected = (victim.root / "dvc.lock").read_bytes()
-    before = len(victim.mlflow_runs())
-    doomed = begin(victim, "train")
+def test_training_resumes_from_its_checkpoint_in_the_same_run(workshop: Project) -> None:
+    checkpoints = workshop.root / ".dvc/tmp/checkpoints"
+    expected = (workshop.root / "dvc.lock").read_bytes()
+    before = len(workshop.mlflow_runs())
+    doomed = begin(workshop, "train")
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("[!.]*.pt")):  # whole ones
         assert time.monotonic() < deadline
@@ -102,11 +94,11 @@ def test_training_goes_on_from_its_checkpoint_in_the_same_run(victim: Project) -
         time.sleep(0.01)
     os.killpg(doomed.pid, signal.SIGKILL)
     doomed.wait()
-    assert "going on after step" in victim.run("dvc", "repro", "--force", "--single-item", "train").stdout
-    assert (victim.root / "dvc.lock").read_bytes() == expected
+    assert "resumed after step" in workshop.run("dvc", "repro", "--force", "--single-item", "train").stdout
+    assert (workshop.root / "dvc.lock").read_bytes() == expected
     assert not list(checkpoints.iterdir())
-    runs = victim.mlflow_runs()
+    runs = workshop.mlflow_runs()
     assert len(runs) == before + 1
     assert runs[0].info.status == "FINISHED"
-    steps = [metric.step for metric in victim.client.get_metric_history(runs[0].info.run_id, "train_loss")]
+    steps = [metric.step for metric in workshop.client.get_metric_history(runs[0].info.run_id, "train_loss")]
     assert steps == [1]

@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from digits import data, evaluation
+from digits.images import batches, splits
+from digits.learning import evaluation
 
 from .conftest import REPOSITORY, Project
 from .servers import free_port, postgres, serving
 
 NAME = "mlflow.example.com:5000"
-pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")]
+EXPERIMENTS = {"linear": "model.name=linear", "coarse": "evaluate.bins=5"}  # one that trains and one that does not
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +56,13 @@ def server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="module")
 def people(finished: Project, server: str, tmp_path_factory: pytest.TempPathFactory) -> list[Project]:
-    """Two clones, in each of which another experiment was run, both at once, with nothing but the server's address."""
-    projects = [finished.copy(tmp_path_factory.mktemp("people") / str(width)) for width in (16, 24)]
+    """Two clones, in each of which an experiment was run, both at once, with nothing but the server's address."""
+    projects = [finished.copy(tmp_path_factory.mktemp("people") / name) for name in EXPERIMENTS]
 
     def experiment(project: Project) -> None:
-        width = project.root.name
-        settings = ["-S", "runtime.threads=1", "-S", "model.name=mlp", "-S", f"model.mlp.hidden=[{width}]"]
-        done = project.run("dvc", "exp", "run", "--name", f"mlp-{width}", *settings, MLFLOW_TRACKING_URI=server)
+        name = project.root.name
+        settings = ["-S", EXPERIMENTS[name]]
+        done = project.run("dvc", "exp", "run", "--name", name, *settings, MLFLOW_TRACKING_URI=server)
         assert "cannot be used" not in done.stderr
 
     with ThreadPoolExecutor() as pool:
@@ -70,9 +72,9 @@ def people(finished: Project, server: str, tmp_path_factory: pytest.TempPathFact
 
 def test_experiments_of_two_people_at_once_are_complete_runs_on_the_server(people: list[Project]) -> None:
     runs = {run.info.run_name: run for run in people[0].mlflow_runs()}
-    assert runs.keys() == {"mlp-16", "mlp-24"}
+    assert runs.keys() == EXPERIMENTS.keys()
     for project in people:
-        project.assert_complete(runs[f"mlp-{project.root.name}"])
+        project.assert_complete(runs[project.root.name])
         assert not (project.root / "mlflow.db").exists()
         assert not (project.root / "mlartifacts").exists()
 
@@ -81,7 +83,7 @@ def test_files_of_a_run_lie_with_the_server_and_come_back_through_it(
     people: list[Project], artifacts: Path, tmp_path: Path
 ) -> None:
     project = people[0]
-    (run,) = [run for run in project.mlflow_runs() if run.info.run_name == f"mlp-{project.root.name}"]
+    (run,) = [run for run in project.mlflow_runs() if run.info.run_name == project.root.name]
     assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
     project.client.download_artifacts(run.info.run_id, "models", str(tmp_path))
     for name in ("models/model.safetensors", "models/export/model.onnx"):
@@ -97,11 +99,11 @@ def test_registered_model_of_the_server_loads_anywhere(
     monkeypatch.chdir(tmp_path)
     mlflow.set_tracking_uri(people[0].tracking_uri)  # another test of this process may have set another
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    test = data.load(people[0].root / "data/splits/test.safetensors")
+    test = splits.load(people[0].root / "data/splits/test.safetensors")
     accuracy = {}
     for version in people[0].client.search_model_versions("name='mnist-classifier'"):
         model = mlflow.pyfunc.load_model(f"models:/mnist-classifier/{version.version}")
-        logits = torch.from_numpy(model.predict(data.to_float(test.images).numpy()))
+        logits = torch.from_numpy(model.predict(batches.to_float(test.images).numpy()))
         accuracy[version.run_id] = evaluation.score(logits, test.labels)[1]
     assert accuracy == {run.info.run_id: run.data.metrics["test_accuracy"] for run in people[0].mlflow_runs()}
 

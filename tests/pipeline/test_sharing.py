@@ -13,6 +13,8 @@ import pytest
 from .conftest import Project
 from .servers import free_port, serving
 
+pytestmark = pytest.mark.slow
+
 
 def clone(source: Path, root: Path) -> Project:
     project = Project(root)
@@ -98,15 +100,14 @@ def test_shared_experiment_is_applied_elsewhere_without_training(copy: Project, 
     copy.run("git", "remote", "set-url", "origin", str(tmp_path / "hub"))
     copy.run("git", "push", "--quiet", "origin", "main")
     before = copy.outputs()
-    settings = ["-S", "runtime.threads=1", "-S", "model.name=mlp", "-S", "model.mlp.hidden=[16]"]
-    copy.run("dvc", "exp", "run", "--name", "small", *settings)
-    copy.run("dvc", "exp", "push", "origin", "small")
+    copy.run("dvc", "exp", "run", "--name", "coarse", "-S", "evaluate.bins=5", MLFLOW_TRACKING_URI="off")
+    copy.run("dvc", "exp", "push", "origin", "coarse")
 
     theirs = clone(tmp_path / "hub", tmp_path / "theirs")
-    assert "small" in theirs.run("dvc", "exp", "list", "origin").stdout
-    theirs.run("dvc", "exp", "pull", "origin", "small")
-    theirs.run("dvc", "exp", "apply", "small")
+    assert "coarse" in theirs.run("dvc", "exp", "list", "origin").stdout
+    theirs.run("dvc", "exp", "pull", "origin", "coarse")
+    theirs.run("dvc", "exp", "apply", "coarse")
     assert_nothing_runs(theirs)
     assert theirs.outputs() == copy.outputs() != before
     assert (theirs.root / "params.yaml").read_bytes() == (copy.root / "params.yaml").read_bytes()
-    assert theirs.json("metrics/test.json")["accuracy"] == copy.json("metrics/test.json")["accuracy"]
+    assert theirs.json("metrics/test.json") == copy.json("metrics/test.json")

@@ -1,4 +1,4 @@
-"""A project in miniature: the real stages, called in this process, on data made here."""
+"""A project in miniature: the real stages, called in this process, on generated data."""
 
 import importlib
 from pathlib import Path
@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import yaml
 
-from digits import params, tracking
 from digits.datasets import FILES
 from digits.files import flatten
-from digits.sources import format_idx
+from digits.images.idx import format_idx
+from digits.params.reading import choose
+from digits.records import runs
 
 REPOSITORY = Path(__file__).parents[2]
 SHORT = {
@@ -23,12 +24,12 @@ SHORT = {
     "model.resnet.channels": [4],
     "train.epochs": 2,
     "train.batch_size": 32,
-    "runtime.threads": 1,  # two that wait for a busy core cost seconds
+    "runtime.threads": 1,  # two that wait for a busy core take seconds
 }
 
 
 def write_images(folder: Path, train: int = 300, test: int = 50) -> None:
-    """Write IDX files of bars whose height gives the class; a fifth of the test labels are wrong on purpose."""
+    """Write IDX files of bars whose row is their class; a fifth of the test labels are wrong on purpose."""
     random = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     for part, count in (("train", train), ("test", test)):
@@ -45,7 +46,7 @@ def write_images(folder: Path, train: int = 300, test: int = 50) -> None:
 def write_params(changes: dict[str, Any]) -> None:
     """Write the repository's params.yaml with `changes` by dotted key into the working directory."""
     content = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-    assert changes.keys() <= flatten(params.choose(content)).keys()
+    assert changes.keys() <= flatten(choose(content)).keys()
     for key, value in changes.items():
         *sections, name = key.split(".")
         node = content
@@ -61,7 +62,7 @@ def run_stage(name: str) -> None:
 
 @pytest.fixture
 def miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the folder of a miniature project, the working directory of this test."""
+    """Return the folder of a miniature project, the working directory of this test."""
     monkeypatch.chdir(tmp_path)
     for name in ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
@@ -72,15 +73,14 @@ def miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep MLflow out of a test that is about files alone."""
+    """Keep MLflow out of a test of files."""
 
     def nothing(*_arguments: Any) -> None:
         return None
 
-    for name in ("__enter__", "__exit__", "log"):
-        monkeypatch.setattr(tracking.TrainingRun, name, _returning_self if name == "__enter__" else nothing)
-    monkeypatch.setattr(tracking, "record", nothing)
+    def itself(run: runs.TrainingRun) -> runs.TrainingRun:
+        return run
 
-
-def _returning_self(run: tracking.TrainingRun) -> tracking.TrainingRun:
-    return run
+    monkeypatch.setattr(runs.TrainingRun, "__enter__", itself)
+    for owner, name in ((runs.TrainingRun, "__exit__"), (runs.TrainingRun, "log"), (runs, "record")):
+        monkeypatch.setattr(owner, name, nothing)

@@ -1,4 +1,4 @@
-"""Data larger than the memory that a process may have of its own."""
+"""Data larger than the memory that a process may allocate."""
 
 import os
 import subprocess
@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from digits.datasets import FILES
-from digits.sources import format_idx
+from digits.images.idx import format_idx
 
 from .conftest import REPOSITORY, SHORT, write_images, write_params
 
-LIMIT = (
-    96 << 10
-)  # kB that a process may add to its own memory once all is imported; pages of mapped files are not counted
+# kB that a process may add to its own memory after all imports; pages of mapped files are not counted.
+LIMIT = 96 << 10
 SCRIPT = """
 import re, threading, time
 from pathlib import Path
@@ -39,6 +38,7 @@ print(max(seen) - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
 def test_download_and_preprocess_need_less_memory_than_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,60 @@
+"""The command line: `python -m digits`, or `digits` once installed. A command is imported only when it runs."""
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from importlib import import_module
+from inspect import getdoc
+from io import TextIOWrapper
+from typing import NoReturn
+
+from digits.errors import UserError, run
+
+# Each command: the function in digits.tools, what it does, an example of its arguments.
+COMMANDS = {
+    "compare": ("compare:main", "is B better than A, by how much, and how sure is that", "main slower"),
+    "seeds": ("seeds:main", "run one recipe over several seeds", "quick --count 5 -S recipe=quick"),
+    "tune": ("tune:main", "search for better params", "--trials 30 -S train.epochs=3"),
+    "predict": ("predict:main", "classify your own images", "photo.png scan.jpg"),
+    "of": ("provenance:of", "what made a model file", "models/export/model.onnx"),
+    "reproduce": ("provenance:reproduce", "make a result again and compare every bit", "slower"),
+    "diff": ("provenance:diff", "what differs between two results, causes before effects", "main slower"),
+    "verify": ("integrity:verify", "check every output here and in DVC's cache", ""),
+    "repair": ("integrity:repair", "restore what a killed DVC left half-written", ""),
+    "sync": ("sync:main", "log the results in this folder to MLflow", ""),
+}
+
+
+class Parser(ArgumentParser):
+    """Reports a wrong argument in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def dispatch(words: list[str]) -> None:
+    """Run the command that `words` begin with, or list the commands."""
+    program = "python -m digits" if sys.argv[0].endswith("__main__.py") else "digits"
+    name, rest = (words[0], words[1:]) if words else ("--help", [])
+    if name in ("-h", "--help"):
+        print(f"usage: {program} COMMAND …\n")
+        print("\n".join(f"  {command:10} {summary}" for command, (_, summary, _) in COMMANDS.items()))
+        print(f"\n`{program} COMMAND --help` explains one of them.")
+        return
+    if name not in COMMANDS:
+        raise UserError(f"{program}: unknown command {name!r}; known are {', '.join(COMMANDS)}")
+    target, _, example = COMMANDS[name]
+    module, function = target.split(":")
+    command = getattr(import_module(f"digits.tools.{module}"), function)
+    parser = Parser(prog=f"{program} {name}", formatter_class=RawDescriptionHelpFormatter)
+    parser.description, parser.epilog = getdoc(command), f"example:\n  {program} {name} {example}".rstrip()
+    command(parser, rest)
+
+
+def main() -> None:
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a result is seen when it comes, also through a pipe
+    run(lambda: dispatch(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

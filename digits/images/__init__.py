@@ -1,0 +1,1 @@
+"""Where images come from: IDX files, fetching, splits, batches, augmentation."""

@@ -1,0 +1,156 @@
+"""Predictions -> numbers. All of them count every image once; none averages over batches."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from digits.files import write_table
+from digits.images.batches import to_float
+from digits.images.splits import Split
+from digits.learning import runtime
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network says of a split. `logits`: float32 [n, classes], in the order of the split, on the CPU."""
+
+    split: Split
+    logits: Tensor
+
+    @cached_property
+    def _likeliest(self) -> tuple[Tensor, Tensor]:
+        confidence, predicted = self.logits.double().softmax(dim=1).max(dim=1)
+        return confidence, predicted
+
+    @property
+    def confidence(self) -> Tensor:
+        """The probability of each predicted class, float64 [n]."""
+        return self._likeliest[0]
+
+    @property
+    def predicted(self) -> Tensor:
+        """The likeliest class of each image, int64 [n]."""
+        return self._likeliest[1]
+
+    @property
+    def correct(self) -> Tensor:
+        """Whether each image is classified correctly, bool [n]."""
+        return self.predicted == self.split.labels
+
+    def write(self, path: Path) -> None:
+        """Write the class and the predicted class of each image as CSV, in the order of the split."""
+        names = self.split.classes
+        pairs = zip(self.split.labels.tolist(), self.predicted.tolist(), strict=True)
+        rows = ({"actual": names[actual], "predicted": names[predicted]} for actual, predicted in pairs)
+        write_table(path, ("actual", "predicted"), rows)
+
+
+@torch.inference_mode()
+def predict(
+    network: nn.Module, split: Split, batch_size: int, device: torch.device, precision: torch.dtype = torch.float32
+) -> Predictions:
+    """Classify every image of `split`; the network's mode stays as it was."""
+    was_training = network.training
+    network.eval()
+    logits = torch.empty(0)
+    for place in range(0, len(split), batch_size):
+        # To the device batch by batch, whose memory need not hold all images.
+        images = to_float(split.images[place : place + batch_size].to(device))
+        with runtime.autocast(device, precision):
+            found = network(images)
+        if not place:  # in one piece: small ones between the batches fragment the heap, at 3 kB an image
+            logits = torch.empty(len(split), found.shape[1], device=device)
+        logits[place : place + batch_size] = found
+    network.train(was_training)
+    return Predictions(split, logits.cpu())
+
+
+def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return mean cross-entropy (nats) and accuracy of logits [n, classes] against labels [n]."""
+    loss = functional.cross_entropy(logits.double(), labels)
+    return float(loss), int((logits.argmax(dim=1) == labels).sum()) / len(labels)
+
+
+def wilson(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return Wilson's score interval of a proportion; z = 1.96 for 95 % (E. B. Wilson, 1927, JASA 22)."""
+    share, spread = correct / count, z * z / count
+    center = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / count + spread / count / 4) / (1 + spread)
+    return max(0.0, center - half), min(1.0, center + half)  # rounding may leave 0 … 1
+
+
+def margin(first: float, second: float, count: int, z: float = 1.959964) -> float:
+    """Return how far apart two accuracies, on `count` images each, must be for chance to be unlikely (5 %).
+
+    The two-proportion z-test with unpooled variance, for different images; `significance.paired` is for the same ones.
+    """
+    return z * math.sqrt((first * (1 - first) + second * (1 - second)) / count)
+
+
+def confusion(predictions: Predictions) -> Tensor:
+    """Return counts [classes, classes], int64: rows are true classes, columns predicted ones."""
+    classes = len(predictions.split.classes)
+    places = predictions.split.labels * classes + predictions.predicted
+    return torch.bincount(places, minlength=classes * classes).view(classes, classes)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Predictions in equal-width bins of confidence: count, mean confidence and accuracy of each, [bins]; empty: 0.
+
+    `error` is the expected calibration error (Guo et al., 2017, ICML): the gap between confidence and accuracy,
+    averaged over the bins by their counts.
+    """
+
+    counts: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+    error: float
+
+
+def reliability(predictions: Predictions, bins: int) -> Reliability:
+    """Sort predictions into bins of confidence."""
+    place = (predictions.confidence * bins).long().clamp(max=bins - 1)
+    counts = torch.bincount(place, minlength=bins)
+    filled = counts.clamp(min=1)
+    confidence = torch.bincount(place, weights=predictions.confidence, minlength=bins) / filled
+    accuracy = torch.bincount(place, weights=predictions.correct.double(), minlength=bins) / filled
+    error = float((counts * (confidence - accuracy).abs()).sum()) / len(predictions.split)
+    return Reliability(counts, confidence, accuracy, error)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The content of metrics/test.json: accuracy with Wilson's 95 % interval, loss in nats, F1 averaged over classes.
+
+    `recall` is by label.
+    """
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    errors: int
+    count: int
+    loss: float
+    calibration_error: float
+    macro_f1: float
+    recall: dict[str, float]
+
+
+def scores(predictions: Predictions, bins: int) -> Scores:
+    """Return the scores of predictions; `bins` as for `reliability`."""
+    labels, count = predictions.split.labels, len(predictions.split)
+    loss, accuracy = score(predictions.logits, labels)
+    matrix = confusion(predictions).double()
+    hits, actual, guessed = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
+    errors = count - int(hits.sum())
+    low, high = wilson(count - errors, count)
+    recall = {str(label): share for label, share in enumerate((hits / actual.clamp(min=1)).tolist())}
+    macro_f1 = float((2 * hits / (actual + guessed).clamp(min=1)).mean())
+    error = reliability(predictions, bins).error
+    return Scores(accuracy, low, high, errors, count, loss, error, macro_f1, recall)

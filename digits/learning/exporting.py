@@ -1,0 +1,110 @@
+"""The trained network as files that need none of this code: ONNX and torch.export's pt2.
+
+Both take float32 [batch, 1, 28, 28] with pixels in 0 … 1 (white digit on black) and return logits [batch, classes], for
+any batch size; normalization is inside. Exporters record source paths in their files; they are removed, so that equal
+networks give equal bytes wherever they are exported.
+"""
+
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from digits.datasets import SIDE
+from digits.errors import UserError
+from digits.files import SEAL, seal, write_bytes
+from digits.images.batches import to_float
+from digits.images.splits import Split
+from digits.learning import evaluation, models
+
+INPUT, OUTPUT = "images", "logits"
+DYNAMIC = ({0: torch.export.Dim("batch", min=1)},)  # axis 0 of the only input may have any size
+
+
+def _example() -> Tensor:
+    return torch.zeros(2, 1, SIDE, SIDE)  # a batch of 1 would be frozen into the graph
+
+
+def write_pt2(network: nn.Module, path: Path, description: models.Description) -> None:
+    """Write `network` (in evaluation mode, on the CPU) as a torch.export archive; `torch.export.load` reads it.
+
+    The description is the archive's extra file `model.json`.
+    """
+    program = torch.export.export(network, (_example(),), dynamic_shapes=DYNAMIC)
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+    buffer = io.BytesIO()  # given a path, torch would write the file's name into the archive
+    torch.export.save(program, buffer, extra_files={"model.json": json.dumps(asdict(description), sort_keys=True)})
+    write_bytes(path, buffer.getvalue())
+
+
+def write_onnx(network: nn.Module, path: Path, opset: int, description: models.Description) -> None:
+    """Write `network` (in evaluation mode, on the CPU) as one ONNX file.
+
+    Its metadata are the names of the classes, the description and the checksum of the file (`files.is_intact`).
+    """
+    options: dict[str, Any] = {"dynamic_shapes": DYNAMIC, "opset_version": opset, "dynamo": True, "verbose": False}
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
+    exported = torch.onnx.export(network, (_example(),), **options, **names)
+    assert exported is not None  # only the old exporter returns None
+    model = exported.model
+    # torch would ask for the newest format, which runtimes refuse although they know the operators.
+    model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+    model.metadata_props.clear()
+    said = {"classes": json.dumps(description.classes), "model": json.dumps(asdict(description), sort_keys=True)}
+    model.metadata_props.update(said | {"md5": SEAL})
+    for graph in model.graphs():
+        graph.metadata_props.clear()
+        for item in [*graph.inputs, *graph.outputs, *graph.initializers.values()]:
+            item.metadata_props.clear()
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            for output in node.outputs:
+                output.metadata_props.clear()
+    write_bytes(path, seal(exported.model_proto.SerializeToString(deterministic=True)))
+
+
+def run_pt2(path: Path, split: Split, batch_size: int) -> Tensor:
+    """Load a pt2 file and return its logits for every image of `split`: float32 [n, classes]."""
+    module = torch.export.load(path).module()
+    with torch.inference_mode():
+        return torch.cat([module(to_float(images)) for images in split.images.split(batch_size)])
+
+
+def run_onnx(path: Path, split: Split, batch_size: int, threads: int) -> Tensor:
+    """Load an ONNX file in ONNX Runtime and return its logits for every image of `split`: float32 [n, classes]."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    batches = (to_float(images).numpy() for images in split.images.split(batch_size))
+    return torch.cat([torch.from_numpy(session.run([OUTPUT], {INPUT: images})[0]) for images in batches])
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What metrics/export.json says of one file. `max_abs_difference` is that of any logit from the trained model's."""
+
+    bytes: int
+    accuracy: float
+    max_abs_difference: float
+
+
+def verify(path: Path, logits: Tensor, expected: evaluation.Predictions, tolerance: float) -> Exported:
+    """Compare an exported file's `logits` with the trained model's.
+
+    Raises UserError if one differs by more than `tolerance`, or any image gets another class.
+    """
+    difference = float((logits - expected.logits).abs().max())
+    changed = int((logits.argmax(dim=1) != expected.logits.argmax(dim=1)).sum())
+    if changed or not difference <= tolerance:
+        found = f"{changed} of {len(logits)} test images get another class, logits differ by {difference:.2g}"
+        raise UserError(f"{path}: not the trained model: {found} (params.yaml: export.tolerance: {tolerance:g})")
+    return Exported(path.stat().st_size, evaluation.score(logits, expected.split.labels)[1], difference)

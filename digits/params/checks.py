@@ -1,0 +1,31 @@
+"""Values of params.yaml that are each allowed but contradict each other. What is found here stops every stage."""
+
+from typing import TYPE_CHECKING
+
+from digits.datasets import DATASETS, FOLDER
+
+if TYPE_CHECKING:
+    from digits.params import Params
+
+
+def contradictions(params: "Params") -> list[str]:
+    """Return a line for each contradiction. The size of a user's own data is not known here."""
+    faults = []
+    data, split, train = params.data, params.split, params.train
+    if data.name != FOLDER:
+        count = DATASETS[data.name].train_count
+        if split.validation >= count:
+            allowed = f"less than the {count} training images of {data.name}"
+            faults.append(f"split.validation: must be {allowed}, not {split.validation}")
+        elif train.batch_size > count - split.validation:
+            allowed = f"at most the {count - split.validation} images that split.validation leaves"
+            faults.append(f"train.batch_size: must be {allowed}, not {train.batch_size}")
+        if data.name != "mnist" and data.sources == ["pypi"]:
+            faults.append(f"data.sources: pypi has mnist only, not {data.name}; add torchvision or a URL")
+    known = sorted(params.model.networks())
+    if params.model.name not in known:
+        allowed = f"a network with a section there ({', '.join(known)})"
+        faults.append(f"model.name: must be {allowed}, not {params.model.name!r}")
+    if params.runtime.reproducibility == "portable" and params.runtime.precision == "bf16":
+        faults.append("runtime.precision: must not be bf16 where runtime.reproducibility is portable")
+    return faults

@@ -1,0 +1,262 @@
+"""Results -> MLflow.
+
+One run stands for one execution of the pipeline, whichever of its processes writes. No run id is kept in a file: it
+would go stale with DVC's cache, a lost database or a changed param. Instead each part of a run (what train, evaluate
+and export wrote) is tagged with a digest of its content, and a stage looks for a run whose parts are the files at hand.
+Where there is none, it creates one and fills it from the files. A run is therefore always correct and complete, and
+the files suffice to create it again.
+
+A run leads back to what made it: the commit and, as an artifact, how the working folder differs from it; the MD5 of
+every source file and every output; params and environment. `records.results` reads that. The run of a training that
+was killed is resumed with the training, and is marked as killed otherwise.
+
+No failure here ever stops a stage: it costs seconds and one line.
+"""
+
+import getpass
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from digits import paths, pipeline
+from digits.files import digest, flatten, md5, read_json
+from digits.learning import curve, distributed, runtime
+from digits.learning.curve import Epoch
+from digits.params import Params
+from digits.records import lineage, registry, store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SECONDS = "training_seconds"  # metric of a run: how long its training took, the only one that no file has
+
+# What a stage logs: the prefix of its metrics, and the files whose MD5 becomes a tag.
+PREFIXES = {"train": "", "evaluate": "test_", "export": "export_"}
+TAGS = {
+    "train": {"train_md5": paths.TRAIN, "validation_md5": paths.VALIDATION, "model_md5": paths.MODEL},
+    "evaluate": {"test_md5": paths.TEST},
+    "export": {"onnx_md5": paths.ONNX, "pt2_md5": paths.PT2},
+}
+METRICS = {"train": paths.TRAIN_METRICS, "evaluate": paths.TEST_METRICS, "export": paths.EXPORT_METRICS}
+RECORD, PATCH, OUTPUTS = "provenance/record.json", "provenance/uncommitted.patch", "provenance/outputs.json"
+
+
+class TrainingRun:
+    """The run of a training in progress: `with TrainingRun(params, …) as live: live.log(epoch)`.
+
+    On leaving, the files of the train stage are added; if the stage failed or was stopped, the run says so. `key` is
+    that of the training's checkpoint: a run that a killed process left behind under it is resumed.
+    """
+
+    def __init__(self, p: Params, device: torch.device, key: str) -> None:
+        self._params, self._device, self._key = p, device, key
+        self._run_id: str | None = None
+        self._logged: set[int] = set()
+        self._live = False
+        self._began = time.monotonic()
+
+    def __enter__(self) -> "TrainingRun":
+        if store.is_off():
+            return self
+        with store.survival():
+            client, experiment = store.connect()
+            self._run_id = _clear_up(client, experiment, self._key)
+            if self._run_id:
+                client.set_tag(self._run_id, "process", process_name())
+                self._logged = _logged_epochs(client, self._run_id)
+                self._began -= client.get_run(self._run_id).data.metrics.get(SECONDS, 0.0)
+            else:
+                self._run_id = create(client, experiment, self._params, self._device)
+                client.set_tag(self._run_id, "training", self._key)
+            self._live = True
+        return self
+
+    def log(self, epoch: Epoch) -> None:
+        """Log one epoch. After a failure no further one is tried: leaving makes up for what is missing."""
+        if self._live and self._run_id and epoch.epoch not in self._logged:
+            self._live = False
+            with store.survival():
+                log_epochs(store.connect()[0], self._run_id, [epoch], **{SECONDS: time.monotonic() - self._began})
+                self._live = True
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._run_id:
+            with store.survival():
+                if kind is None:
+                    _record(self._params, "train", self._device, self._run_id)
+                else:
+                    status = "FAILED" if issubclass(kind, Exception) else "KILLED"
+                    store.connect()[0].set_terminated(self._run_id, status)
+
+
+def record(p: Params, stage: str, device: torch.device) -> None:
+    """Add what `stage` wrote, and what is missing before it, to the run that the files at hand belong to."""
+    if not store.is_off():
+        with store.survival():
+            _record(p, stage, device)
+
+
+def sync(p: Params, device: torch.device) -> None:
+    """Log the results in this folder as one complete run, unless there is one. Raises UserError if MLflow fails."""
+    with store.access():
+        _record(p, "export", device)
+
+
+def create(
+    client: "MlflowClient", experiment: str, p: Params, device: torch.device, name: str | None = None, **more: str
+) -> str:
+    """Begin a run that says what is run: params, code, environment, experiment. Return its id.
+
+    `name` is that of the run, by default of the DVC experiment or the commit; `more` are further tags.
+    """
+    from mlflow.entities import Param
+
+    experiment_name, commit, patch = os.environ.get("DVC_EXP_NAME"), lineage.commit(), lineage.uncommitted()
+    code = pipeline.code(*pipeline.stages())
+    environment = runtime.environment(device, runtime.precision_of(p.runtime, device))
+    environment["processes"] = str(distributed.size())
+    tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": "dvc", "mlflow.user": getpass.getuser()}
+    tags |= {"process": process_name(), "code_md5": digest(code), **more}
+    tags |= {f"environment.{key}": value for key, value in environment.items()}
+    if experiment_name:
+        tags["dvc_experiment"] = experiment_name
+    if commit:
+        tags |= {"git_commit": commit, "mlflow.source.git.commit": commit, "git_dirty": str(bool(patch)).lower()}
+    created = client.create_run(experiment, tags=tags, run_name=name or experiment_name or (commit and commit[:7]))
+    run_id = str(created.info.run_id)
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in p.flat().items()])
+    client.log_dict(run_id, {"commit": commit, "code": code, "environment": environment}, RECORD)
+    if patch:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, Path(PATCH).name)
+            file.write_bytes(patch)  # not as text: it contains files as they are, in any encoding
+            client.log_artifact(run_id, str(file), Path(PATCH).parent.as_posix())
+    return run_id
+
+
+def process_name() -> str:
+    """Name this process so that others can tell whether it is still there: host, process id, time of its start."""
+    return f"{platform.node()} {os.getpid()} {psutil.Process().create_time():.2f}"
+
+
+def _is_gone(process: str) -> bool:
+    """Say whether the process of this name, given by `process_name`, ran on this machine and no longer does."""
+    node, process_id, started = process.rsplit(" ", 2)
+    try:
+        return node == platform.node() and f"{psutil.Process(int(process_id)).create_time():.2f}" != started
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _clear_up(client: "MlflowClient", experiment: str, key: str | None = None) -> str | None:
+    """Mark the runs whose process is gone as killed, and return the one of the training `key`, if it is among them."""
+    found = None
+    for left in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        if _is_gone(left.data.tags.get("process", "? 0 0")):
+            if key and not found and left.data.tags.get("training") == key:
+                found = str(left.info.run_id)
+            else:
+                client.set_terminated(left.info.run_id, "KILLED")
+    return found
+
+
+def _record(p: Params, stage: str, device: torch.device, run_id: str | None = None) -> None:
+    """Complete the run `run_id`, or the one that matches the files at hand, or a new one, up to `stage`.
+
+    Later stages are included where DVC will skip them because their inputs are unchanged.
+    """
+    client, experiment = store.connect()
+    _clear_up(client, experiment)
+    names = list(METRICS)
+    known = names[: names.index(stage) + 1]
+    for name in names[len(known) :]:
+        if not _up_to_date(name, p):
+            break
+        known.append(name)
+    digests = {f"digest_{name}": _digest(p, name) for name in known}
+    run_id = run_id or _find(client, experiment, digests) or create(client, experiment, p, device)
+    tags = client.get_run(run_id).data.tags
+    for place, name in enumerate(known, 1):
+        if f"digest_{name}" not in tags:
+            _log_stage(client, run_id, name)
+            client.log_dict(run_id, _outputs(known[:place]), OUTPUTS)
+            client.set_tag(run_id, f"digest_{name}", digests[f"digest_{name}"])  # last: an interrupted one is redone
+    client.set_terminated(run_id)
+
+
+def _outputs(names: list[str]) -> dict[str, str]:
+    """Return the MD5 of every file that these stages and the two before them wrote, by path."""
+    lock = pipeline.lock()
+    before = [out for stage in ("download", "preprocess") for out in lock.get(stage, {}).get("outs", [])]
+    made = {file.as_posix(): md5(file) for file in pipeline.outputs(*names)}
+    return {out["path"]: out["md5"] for out in before} | made
+
+
+def _digest(p: Params, stage: str) -> str:
+    return digest([p.flat(), [md5(file) for file in (*pipeline.outputs(stage), *TAGS[stage].values())]])
+
+
+def _find(client: "MlflowClient", experiment: str, digests: dict[str, str]) -> str | None:
+    """Return the newest run of this code that trained this model with these params and contradicts no file at hand."""
+    code = digest(pipeline.code(*pipeline.stages()))
+    same = f"tags.digest_train = '{digests['digest_train']}' and tags.code_md5 = '{code}'"
+    for found in client.search_runs([experiment], same, order_by=["attributes.start_time DESC"]):
+        if all(found.data.tags.get(tag, value) == value for tag, value in digests.items()):
+            return str(found.info.run_id)
+    return None
+
+
+def _up_to_date(stage: str, p: Params) -> bool:
+    """Say whether dvc.lock has this stage with the code, inputs, outputs and params as they are now."""
+    entry = pipeline.lock().get(stage, {})
+    files = [*entry.get("deps", []), *entry.get("outs", [])]
+    known, now = flatten(entry.get("params", {}).get("params.yaml", {})), p.flat()
+    return (
+        "outs" in entry  # or the stage never finished
+        and all(now.get(key) == value for key, value in known.items())
+        and all(Path(file["path"]).is_file() and md5(Path(file["path"])) == file.get("md5") for file in files)
+    )
+
+
+def _log_stage(client: "MlflowClient", run_id: str, stage: str) -> None:
+    from mlflow.entities import Metric
+
+    step = 0
+    if stage == "train":
+        epochs = curve.read(paths.CURVE_TABLE)
+        logged = _logged_epochs(client, run_id)
+        log_epochs(client, run_id, [epoch for epoch in epochs if epoch.epoch not in logged])
+        step = len(epochs)
+    for tag, path in TAGS[stage].items():
+        client.set_tag(run_id, tag, md5(path))
+    now = int(time.time() * 1000)
+    metrics = {PREFIXES[stage] + key: value for key, value in flatten(read_json(METRICS[stage])).items()}
+    old = client.get_run(run_id).data.metrics
+    client.log_batch(run_id, [Metric(key, value, now, step) for key, value in metrics.items() if old.get(key) != value])
+    for path in pipeline.outputs(stage):
+        client.log_artifact(run_id, str(path), path.parent.as_posix())
+    if stage == "export":
+        with store.lock("registry"):  # of two processes that register at once, the second sees what the first did
+            registry.register(client, run_id)
+
+
+def _logged_epochs(client: "MlflowClient", run_id: str) -> set[int]:
+    return {metric.step for metric in client.get_metric_history(run_id, "train_loss")}
+
+
+def log_epochs(client: "MlflowClient", run_id: str, epochs: Iterable[Epoch], **more: float) -> None:
+    """Log epochs, and `more` metrics of each, in one request."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    rows = [asdict(epoch) | more for epoch in epochs]
+    metrics = ((key, value, row["epoch"]) for row in rows for key, value in row.items() if key != "epoch")
+    client.log_batch(run_id, [Metric(key, value, now, epoch) for key, value, epoch in metrics])

@@ -1,0 +1,1 @@
+"""What people look at: figures, advice, significance tests, the model card."""

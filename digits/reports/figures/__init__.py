@@ -1,0 +1,1 @@
+"""Every picture, a module for each consumer; the only importers of matplotlib."""

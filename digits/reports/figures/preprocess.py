@@ -1,0 +1,45 @@
+"""Pictures of the data, for preprocess."""
+
+from pathlib import Path
+
+import torch
+from matplotlib.ticker import PercentFormatter
+
+from digits.images.splits import Split
+from digits.reports.figures.style import BLUE, GREY, ORANGE, saved, show
+
+
+def samples(split: Split, path: Path, columns: int = 10) -> None:
+    """Show the first images of each class, one class per row."""
+    rows, side = len(split.classes), split.images.shape[-1]
+    sheet = torch.zeros(rows * side, columns * side, dtype=torch.uint8)  # one image, since a grid of axes takes seconds
+    for row in range(rows):
+        first = (split.labels == row).nonzero().flatten()[:columns]
+        for column, image in enumerate(split.images[first]):
+            sheet[row * side : (row + 1) * side, column * side : (column + 1) * side] = image[0]
+    with saved(path, columns * 0.65 + 1, rows * 0.65 + 0.4) as figure:
+        axes = figure.subplots()
+        show(axes, sheet.unsqueeze(0))
+        axes.set_title(f"The first {columns} training images of each class")
+        axes.set_yticks([(row + 0.5) * side for row in range(rows)], split.classes, fontsize=12)
+        axes.tick_params(length=0)
+
+
+def class_balance(splits: dict[str, Split], path: Path) -> None:
+    """Show the share of each class in each split, side by side."""
+    classes = next(iter(splits.values())).classes
+    width = 0.8 / len(splits)
+    with saved(path, max(7.0, 0.6 * len(classes) + 1), 3.5) as figure:
+        axes = figure.subplots()
+        for place, ((name, split), color) in enumerate(zip(splits.items(), (BLUE, ORANGE, GREY), strict=True)):
+            shares = split.labels.bincount(minlength=len(classes)) / len(split)
+            left = [label + (place - 1) * width for label in range(len(classes))]
+            axes.bar(left, shares.tolist(), width, color=color, label=f"{name} ({len(split):,})")
+        axes.axhline(1 / len(classes), color="black", linewidth=0.8, linestyle=":", label="equal shares")
+        rotation = 30 if max(map(len, classes)) > 4 else 0
+        axes.set_xticks(range(len(classes)), classes, rotation=rotation, ha="right" if rotation else "center")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set(title="Class balance", ylabel="share of images")
+        axes.grid(visible=False, axis="x")
+        axes.margins(y=0.25)
+        axes.legend(ncols=2, loc="upper right")

@@ -1,0 +1,72 @@
+"""What all figures share: style, saving, and how images, error rates and epochs are drawn.
+
+Figures are drawn without a display and saved without date or version, so that equal data gives equal bytes.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from torch import Tensor
+
+from digits.files import atomic
+
+BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
+STYLE: dict[Any, Any] = {"axes.grid": True, "axes.axisbelow": True, "grid.color": "#e2e8f0", "font.size": 10}
+STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False)
+
+
+@contextmanager
+def saved(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """Yield a figure of `width` x `height` inches that is saved to `path` at the end, whatever the user's own style."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        layout = figure.get_layout_engine()
+        assert layout
+        layout.execute(figure)
+        figure.set_layout_engine("none")  # or savefig draws everything twice: once for the layout
+        with atomic(path) as partial:
+            figure.savefig(partial, dpi=100, metadata={"Software": None})
+
+
+def show(axes: Axes, image: Tensor) -> None:
+    """Draw an image [1, height, width], dark on white."""
+    axes.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+
+
+def gallery(figure: Figure | SubFigure, rows: int, images: Sequence[Tensor], titles: Sequence[str]) -> None:
+    """Draw images with their titles in a grid of `rows`, 8 in each."""
+    cells = figure.subplots(rows, 8, squeeze=False).flatten()
+    for cell in cells[len(images) :]:
+        cell.set_axis_off()
+    for cell, image, title in zip(cells, images, titles, strict=False):
+        show(cell, image)
+        cell.set_title(title, fontsize=9)
+
+
+def error_rates(accuracies: Iterable[float]) -> list[float]:
+    """Return 1 - accuracy, none below 0.01 %, since a logarithmic axis cannot show 0."""
+    return [max(1 - accuracy, 1e-4) for accuracy in accuracies]
+
+
+def percent(axis: Axis) -> None:
+    """Label a logarithmic axis of shares in percent."""
+    for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter):
+        set_formatter(FuncFormatter(lambda share, _: f"{100 * share:.2g} %"))
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Label an axis at whole numbers only."""
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

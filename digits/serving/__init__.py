@@ -1,0 +1,1 @@
+"""The exported model applied to a person's own images, without torch."""

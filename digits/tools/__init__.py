@@ -1,0 +1,1 @@
+"""Commands that people run: `python -m digits` lists them."""

@@ -1,0 +1,116 @@
+"""A change to params.yaml or to data: what runs again, and what MLflow and DVC show of it."""
+
+import csv
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+
+from digits.datasets import FILES
+from digits.images.idx import format_idx, read_idx
+
+from .conftest import DIGITS, Project
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def workshop(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy with a run of its results in MLflow, and with DVC's run cache."""
+    copy = finished.copy(tmp_path_factory.mktemp("workshop") / "project", logged=True)
+    shutil.copytree(finished.root / ".dvc/cache/runs", copy.root / ".dvc/cache/runs")
+    return copy
+
+
+def test_results_logged_by_sync_are_one_complete_run(project: Project) -> None:
+    (run,) = project.mlflow_runs()
+    project.assert_complete(run)
+
+
+def test_experiment_shows_in_dvc_and_in_mlflow(project: Project) -> None:
+    project.run("dvc", "exp", "run", "--name", "faster", "-S", "train.learning_rate=0.1")
+    assert "train.learning_rate" in project.run("dvc", "params", "diff").stdout
+    assert "validation_loss" in project.run("dvc", "metrics", "diff").stdout
+    table = list(csv.DictReader(io.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)))
+    (row,) = [row for row in table if row["Experiment"] == "faster"]
+    assert float(row["train.learning_rate"]) == 0.1
+    assert float(row["validation_accuracy"]) == project.json("metrics/train.json")["validation_accuracy"]
+    run = project.mlflow_runs()[0]
+    assert run.data.tags["dvc_experiment"] == run.info.run_name == "faster"
+    project.assert_complete(run)
+    origin = project.run(*DIGITS, "of", "models/model.safetensors").stdout
+    assert "\n  experiment faster (" in origin
+    assert f"MLflow run {run.info.run_id} (faster), on commit " in origin
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("train.epochs=abc", "params.yaml: train.epochs: must be a valid integer, not 'abc'"),
+        ("+train.typo=1", "params.yaml: train.typo: unknown key; known there: epochs, batch_size, optimizer"),
+    ],
+)
+def test_bad_param_is_one_line_and_loses_nothing(project: Project, setting: str, line: str) -> None:
+    done = project.run("dvc", "exp", "run", "-S", setting, fails=True)
+    assert (
+        [text for text in done.stderr.splitlines() if text.startswith("params.yaml: ")]
+        == [text for text in done.stderr.splitlines() if text.startswith(line)]
+        != []
+    )
+    assert "Traceback" not in done.stderr
+    compared = project.run(*DIGITS, "compare", fails=True)  # before anything is restored
+    assert compared.stderr == "workspace: has no metrics/train.json, so no result; `dvc repro` makes it\n"
+    project.restore()
+    assert "up to date" in project.run("dvc", "status").stdout
+
+
+def test_changed_knob_of_evaluate_gives_a_complete_run_without_training(project: Project) -> None:
+    before = len(project.mlflow_runs())
+    project.edit("bins: 15 ", "bins: 10 ")
+    done = project.run("dvc", "repro")
+    assert "Running stage 'train'" not in done.stdout
+    assert len(project.mlflow_runs()) == before + 1
+    project.assert_complete(project.mlflow_runs()[0])
+
+
+def test_run_is_complete_though_export_is_skipped_and_going_back_needs_no_new_run(project: Project) -> None:
+    """Here the outputs of train, and so the inputs of export, are as before."""
+    before = len(project.mlflow_runs())
+    project.edit("device: auto", "device: cpu")
+    done = project.run("dvc", "repro")
+    assert "Running stage 'evaluate'" in done.stdout
+    assert "Running stage 'export'" not in done.stdout
+    assert len(project.mlflow_runs()) == before + 1
+    project.assert_complete(project.mlflow_runs()[0])
+
+    project.edit("device: cpu", "device: auto")
+    done = project.run("dvc", "repro")
+    for stage in ("train", "evaluate"):
+        assert f"Stage '{stage}' is cached - skipping run" in done.stdout
+    assert not project.run("git", "status", "--porcelain").stdout
+    # The run that these restored files belong to is found again by their content.
+    project.run("dvc", "repro", "--force", "--single-item", "export")
+    assert len(project.mlflow_runs()) == before + 1
+
+
+def test_evaluating_again_adds_no_run_and_changes_none(project: Project) -> None:
+    before = project.mlflow_runs()
+    project.run("dvc", "repro", "--force", "--single-item", "evaluate")
+    after = project.mlflow_runs()
+    assert [run.info.run_id for run in after] == [run.info.run_id for run in before]
+    assert [run.data.metrics for run in after] == [run.data.metrics for run in before]
+
+
+def test_own_folder_of_images_is_watched(project: Project, tmp_path: Path) -> None:
+    for file in FILES.values():
+        count = 6000 if file.startswith("train") else 100
+        (tmp_path / file).write_bytes(format_idx(read_idx(project.root / "data/raw" / file)[:count]))
+    project.run("dvc", "exp", "run", "-S", "data.name=folder", "-S", f"data.folder={tmp_path}", "preprocess")
+    assert "up to date" in project.run("dvc", "repro", "preprocess").stdout
+    labels = tmp_path / "train-labels-idx1-ubyte"
+    content = bytearray(labels.read_bytes())
+    content[8] = (content[8] + 1) % 10
+    labels.write_bytes(content)
+    assert "Running stage 'download'" in project.run("dvc", "repro", "preprocess").stdout
+    assert project.json("metrics/dataset.json")["train.count"] == 1000

@@ -1,0 +1,60 @@
+"""DVC's queue of experiments: one that fails, one whose worker is killed, and a grid."""
+
+import json
+import re
+import shlex
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from digits import params
+from digits.learning import networks
+
+from .conftest import DIGITS, Project
+
+pytestmark = pytest.mark.slow
+SEEDS = (*DIGITS, "seeds")
+CHEAP = ("--count", "1", "-S", "model.name=linear")
+
+
+def test_seed_that_fails_is_named_with_where_to_find_the_reason(project: Project) -> None:
+    settings = (*CHEAP, "-S", "train.learning_rate=1e30")
+    done = project.run(*SEEDS, "wild", *settings, fails=True, MLFLOW_TRACKING_URI="off")
+    assert "wild-seed-0: failed; `dvc queue logs wild-seed-0` says why" in done.stderr
+    assert "training diverged" in project.run("dvc", "queue", "logs", "wild-seed-0").stdout
+
+
+def test_seed_whose_worker_is_killed_is_run_again(project: Project) -> None:
+    with ThreadPoolExecutor() as pool:
+        under_way = pool.submit(project.run, *SEEDS, "hit", *CHEAP, MLFLOW_TRACKING_URI="off")
+        while not re.search(r"\bhit-seed-0\b.*Running", project.run("dvc", "queue", "status").stdout):
+            assert not under_way.done()
+            time.sleep(0.5)
+        ours = [
+            process for process in psutil.process_iter(["cmdline", "cwd"]) if process.info["cwd"] == str(project.root)
+        ]
+        worker = next(process for process in ours if "queue-worker" in (process.info["cmdline"] or ()))
+        for process in (worker, *worker.children(recursive=True)):
+            process.kill()
+        assert "| hit | 1 | " in under_way.result(timeout=240).stdout
+
+
+def test_grid_of_the_readme_queues_every_combination(project: Project) -> None:
+    lines = (project.root / "README.md").read_text().splitlines()
+    grid = next(line for line in lines if line.startswith("dvc exp run --queue --name rates"))
+    project.run(*shlex.split(grid))
+    shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
+    queued = {
+        experiment["name"]: experiment["revs"][0]["data"]["params"]["params.yaml"]["data"]
+        for experiment in shown[1]["experiments"]
+        if experiment["name"].startswith("rates")
+    }
+    assert queued.keys() == {f"rates-{place}" for place in range(1, 5)}
+    tried = set()
+    for content in queued.values():
+        chosen = params.assemble(content, networks.check, {}, project.root / "params.yaml")
+        tried.add((chosen.recipe, chosen.train.learning_rate, chosen.model.knobs()["dropout"]))
+    assert tried == {("quick", rate, dropout) for rate in (0.1, 0.2) for dropout in (0.0, 0.1)}
+    project.run("dvc", "queue", "remove", "--queued")

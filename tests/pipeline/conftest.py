@@ -28,6 +28,7 @@ from digits.learning import networks
 
 REPOSITORY = Path(__file__).parents[2]
 DIGITS = (sys.executable, "-m", "digits")
+FIRST = ("tests/pipeline/test_changes.py", "tests/tools/test_tune.py", "tests/pipeline/")
 SHORT = {
     "epochs: {quick: 2, default: 8, best: 12}": "epochs: 1",
     "channels: {quick: [16, 32], default: [16, 32, 64], best: [32, 64, 64, 128]}": "channels: [8, 16]",
@@ -250,5 +251,13 @@ def call(enter: Callable[[Project], None], capsys: pytest.CaptureFixture[str]) -
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put these tests first, which take the longest, so that no process is left with one when the others are done."""
-    items.sort(key=lambda item: Path(__file__).parent not in item.path.parents)
+    """Put the files that take the longest first, so that no process is left with one when the others are done.
+
+    While the first process runs the pipeline for `finished`, the second has tests that do not wait for it.
+    """
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.as_posix()
+        return next((place for place, part in enumerate(FIRST) if part in path), len(FIRST))
+
+    items.sort(key=rank)

@@ -172,11 +172,7 @@ def write(trainings: dict[str, list[Outcome]], head: str, path: Path) -> None:
         for point in points
     )
     write_table(path.with_suffix(".csv"), [field.name for field in fields(Point)], rows)
-    curves = {
-        name: [[(point.seconds, point.validation_accuracy) for point in one.points] for one in group]
-        for name, group in trainings.items()
-    }
-    figures.error_over_seconds(curves, TARGETS, path.with_suffix(".png"))
+    figures.error_over_seconds(path.with_suffix(".csv"), TARGETS)
     text = f"""{head}
 
 Seconds of training until the validation accuracy was first measured to be this high: median over the seeds (range). For
@@ -205,8 +201,13 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=320, help="seconds for each peer (default: %(default)s)")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, help="train only these, and no peers")
     parser.add_argument("--precision", choices=runtime.PRECISIONS, help="instead of that in params.yaml; for --recipes")
+    parser.add_argument("--redraw", action="store_true", help="train nothing: draw the figures of the tables anew")
     parser.add_argument("--quick", action="store_true", help="one seed, 40 seconds for each peer: about 4 minutes")
     options = parser.parse_args()
+    if options.redraw:
+        for table in FOLDER.glob("accuracy*.csv"):
+            figures.error_over_seconds(table, TARGETS)
+        return
     seeds, budget = (1, 40.0) if options.quick else (options.seeds, options.budget)
     counts = {"quick": seeds, "default": seeds, "best": options.best_seeds}
     counts |= {"tutorial": min(seeds, options.tutorial_seeds), "example": min(seeds, options.example_seeds)}

@@ -4,32 +4,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter
 
+from digits.files import read_table
 from digits.reports.figures.style import error_rates, percent, saved
 
+# Those that the color-blind tell apart (Okabe and Ito, 2008, "Color Universal Design"); a recipe has the same in every
+# figure.
+COLORS = {"quick": "#0072B2", "default": "#D55E00", "best": "#CC79A7", "tutorial": "#000000", "example": "#009E73"}
 
-def error_over_seconds(
-    curves: dict[str, list[list[tuple[float, float]]]], targets: Sequence[float], path: Path
-) -> None:
-    """Show validation error by seconds of training: a thin line per training, a thick one for their median.
 
-    `curves` is, by contestant, a list of trainings, each a list of (seconds, accuracy) measured after the same steps;
-    `targets` are accuracies, drawn as dotted lines.
+def error_over_seconds(table: Path, targets: Sequence[float]) -> None:
+    """Show validation error by seconds of training, beside the table of the points: `benchmarks.probe.Point`.
+
+    A thin line is one training, a thick one the median of a contestant's; `targets` are accuracies, drawn as dotted
+    lines.
     """
-    # Five that the color-blind tell apart (Okabe and Ito, 2008, "Color Universal Design").
-    colors = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7")
-    with saved(path, 9, 5) as figure:
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in read_table(table):
+        trainings = curves.setdefault(row["contestant"], {})
+        trainings.setdefault(row["seed"], []).append((float(row["seconds"]), float(row["validation_accuracy"])))
+    with saved(table.with_suffix(".png"), 9, 5) as figure:
         axes = figure.subplots()
-        for place, (name, trainings) in enumerate(curves.items()):
-            color, middle = colors[place % len(colors)], []
-            for training in trainings:
+        for name, by_seed in curves.items():
+            color, middle = COLORS[name], []
+            for training in by_seed.values():
                 seconds, accuracies = zip(*training, strict=True)
                 axes.plot(seconds, error_rates(accuracies), color=color, alpha=0.3, linewidth=0.8)
-            for points in zip(*trainings, strict=False):  # as far as all of them go
+            for points in zip(*by_seed.values(), strict=False):  # as far as all of them go
                 seconds, accuracies = zip(*points, strict=True)
                 middle.append((median(seconds), *error_rates([median(accuracies)])))
-            axes.plot(*zip(*middle, strict=True), color=color, linewidth=2, label=f"{name} ({len(trainings)})")
+            axes.plot(*zip(*middle, strict=True), color=color, linewidth=2, label=f"{name} ({len(by_seed)})")
         for target in targets:
             axes.axhline(1 - target, color="black", linewidth=0.8, linestyle=":")
             axes.annotate(
@@ -38,13 +43,11 @@ def error_over_seconds(
         axes.set(
             title="Validation error by seconds of training (number of trainings in parentheses)",
             xlabel="seconds of training",
-            ylabel="1 - accuracy",
+            ylabel="error rate (validation images misclassified)",
             xscale="log",
             yscale="log",
         )
         axes.set_ylim(top=0.3)
-        axes.set_yticks([0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.003])
         percent(axes.yaxis)
-        axes.yaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
-        axes.legend(loc="lower left")
+        axes.legend(loc="upper right")

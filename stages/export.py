@@ -1,10 +1,12 @@
 """Stage 5: the trained model as ONNX and pt2 files with a model card, each loaded again and scored on the test set.
 
-Fails if an exported file predicts another class than the trained model for any test image, or if a logit is further
-off than `export.tolerance`.
+What is exported is calibrated: its logits are divided by the temperature that evaluate found. Fails if an exported file
+predicts another class than the trained model for any test image, or if a logit is further off than `export.tolerance`.
 """
 
 from dataclasses import asdict
+
+import torch
 
 from digits import params, paths, pipeline
 from digits.errors import run
@@ -15,8 +17,9 @@ from digits.learning import evaluation, exporting, models, networks, runtime
 from digits.learning.curve import TrainMetrics
 from digits.learning.evaluation import Scores
 from digits.learning.evidence import Evidence
+from digits.learning.layers import Calibrated
 from digits.records import runs
-from digits.reports import advice, card
+from digits.reports import card
 
 
 def main() -> None:
@@ -26,16 +29,19 @@ def main() -> None:
     network, description = models.load(paths.MODEL)
     test, batch_size = splits.load(paths.TEST, in_order=True), p.runtime.batch_size
 
-    expected = evaluation.predict(network, test, batch_size, device)
-    exporting.write_onnx(network, paths.ONNX, p.export.opset, description)
-    exporting.write_pt2(network, paths.PT2, description)
+    trained = evaluation.predict(network, test, batch_size, device)
+    scores = read_as(Scores, paths.TEST_METRICS)
+    temperature = scores.calibrated.temperature
+    calibrated = Calibrated(network, temperature).eval()
+    exporting.write_onnx(calibrated, paths.ONNX, p.export.opset, description)
+    exporting.write_pt2(calibrated, paths.PT2, description)
     found = {
         paths.ONNX: exporting.run_onnx(paths.ONNX, test, batch_size, p.runtime.threads),
         paths.PT2: exporting.run_pt2(paths.PT2, test, batch_size),
     }
     exported = {}
     for path, logits in found.items():
-        one = exported[path.suffix[1:]] = exporting.verify(path, logits, expected, p.export.tolerance)
+        one = exported[path.suffix[1:]] = exporting.verify(path, logits, trained, temperature, p.export.tolerance)
         print(
             f"{path}: {one.bytes:,} bytes, accuracy {one.accuracy:.2%}, logits within {one.max_abs_difference:.1e} of "
             "the trained model"
@@ -47,9 +53,11 @@ def main() -> None:
         description,
         read_as(Statistics, paths.DATASET_METRICS),
         read_as(TrainMetrics, paths.TRAIN_METRICS),
-        read_as(Scores, paths.TEST_METRICS),
+        scores,
         exported,
-        advice.listed(read_as(Evidence, paths.EVIDENCE)),
+        read_as(Evidence, paths.EVIDENCE),
+        exporting.operations(network),
+        torch.__version__.split("+")[0],
     )
     write_text(paths.MODEL_CARD, text)
     runs.record(p, "export", device)

@@ -60,6 +60,7 @@ def main() -> None:
     made = {name: splits.load(path, in_order=True) for name, path in files.items()}
     statistics = splits.statistics(made)
     write_json(paths.DATASET_METRICS, asdict(statistics))
+    figures.overview(made, paths.OVERVIEW)
     figures.samples(made["train"], paths.SAMPLES)
     figures.class_balance(made, paths.CLASS_BALANCE)
     counts = ", ".join(f"{len(split):,} {name}" for name, split in made.items())

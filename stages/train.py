@@ -50,6 +50,7 @@ def train(p: params.Params, device: torch.device) -> None:
         models.save(this.network, description, paths.MODEL)
         curve.write(epochs, paths.CURVE_TABLE)
         figures.curve(epochs, paths.CURVE)
+        figures.augmentation(training.augmented(splits.load(paths.TRAIN), p, versions=4), paths.AUGMENTATION)
         write_json(paths.TRAIN_METRICS, asdict(this.metrics()))
 
 

@@ -93,6 +93,7 @@ def test_outputs_are_all_files_that_stages_write_metrics_first() -> None:
         "metrics/train.json",
         "plots/training.csv",
         "plots/training.png",
+        "plots/augmentation.png",
         "models/model.safetensors",
     ]
     assert pipeline.outputs("train", "export") == pipeline.outputs("train") + pipeline.outputs("export")

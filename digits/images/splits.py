@@ -119,3 +119,12 @@ def statistics(splits: Mapping[str, Split]) -> Statistics:
     mean = float((values * shares).sum())
     std = math.sqrt(float(((values - mean) ** 2 * shares).sum()))
     return Statistics(**{name: Count(len(split)) for name, split in splits.items()}, pixel_mean=mean, pixel_std=std)
+
+
+def class_means(split: Split) -> Tensor:
+    """Return the mean image of each class, float64 [classes, 1, 28, 28] in 0 … 255; of an empty class, zeros."""
+    sums = torch.zeros(len(split.classes), *split.images.shape[1:], dtype=torch.int64)
+    for images, labels in zip(split.images.split(BLOCK), split.labels.split(BLOCK), strict=True):
+        sums.index_add_(0, labels, images.long())
+    counts = split.labels.bincount(minlength=len(split.classes)).clamp(min=1)
+    return sums / counts.double().view(-1, 1, 1, 1)

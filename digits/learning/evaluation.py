@@ -1,9 +1,11 @@
 """Predictions -> numbers. All of them count every image once; none averages over batches."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,11 @@ class Predictions:
         """Whether each image is classified correctly, bool [n]."""
         return self.predicted == self.split.labels
 
+    @property
+    def accuracy(self) -> float:
+        """Correct images over all images."""
+        return int(self.correct.sum()) / len(self.split)
+
     def write(self, path: Path) -> None:
         """Write the class and the predicted class of each image as CSV, in the order of the split."""
         names = self.split.classes
@@ -68,6 +75,35 @@ def predict(
         logits[place : place + batch_size] = found
     network.train(was_training)
     return Predictions(split, logits.cpu())
+
+
+@torch.inference_mode()
+def features(network: nn.Module, split: Split, batch_size: int, device: torch.device) -> Tensor:
+    """Return what the last linear layer of a network (in evaluation mode) is given for each image.
+
+    Float32 [n, width], on the CPU. Of an ensemble, that of its last member; without a linear layer, the logits.
+    """
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    seen: list[Tensor] = []
+    handle = linear[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].cpu())) if linear else None
+    found = []
+    for images in split.images.split(batch_size):
+        seen.clear()
+        logits: Tensor = network(to_float(images.to(device)))
+        found.append(seen[0] if seen else logits.cpu())
+    if handle:
+        handle.remove()
+    return torch.cat(found)
+
+
+def principal_components(features: Tensor, count: int) -> Tensor:
+    """Return features [n, width] along the directions in which they vary most, float64 [n, count] (PCA)."""
+    centered = features.double() - features.double().mean(dim=0)
+    _, directions = torch.linalg.eigh(centered.T @ centered)
+    chosen = directions[:, -count:].flip(1)
+    signs = chosen.gather(0, chosen.abs().argmax(dim=0, keepdim=True)).sign()  # of which eigh leaves either open
+    found: Tensor = centered @ (chosen * signs)
+    return found
 
 
 def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -124,11 +160,50 @@ def reliability(predictions: Predictions, bins: int) -> Reliability:
     return Reliability(counts, confidence, accuracy, error)
 
 
+def temperature(predictions: Predictions) -> float:
+    """Return the number to divide logits by so that confidence agrees with accuracy: temperature scaling (Guo et al.).
+
+    It minimizes the cross-entropy of these predictions, which is convex in 1 / temperature: its slope is bisected.
+    Between 1 / 20 and 20, since there is no minimum where no prediction is wrong; rounded to 4 digits.
+    """
+    logits = predictions.logits.double()
+    answers = logits.gather(1, predictions.split.labels.unsqueeze(1)).squeeze(1)
+    low, high = -math.log(20), math.log(20)
+    for _ in range(40):
+        middle = (low + high) / 2
+        expected = (functional.softmax(logits * math.exp(middle), dim=1) * logits).sum(dim=1)
+        low, high = (low, middle) if float((expected - answers).mean()) > 0 else (middle, high)
+    return float(f"{math.exp(-(low + high) / 2):.4g}")
+
+
+def calibrated(predictions: Predictions, temperature: float) -> Predictions:
+    """Return the same predictions with their logits divided by a temperature."""
+    return Predictions(predictions.split, predictions.logits / temperature)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Scores of the exported model, whose logits are divided by a temperature that was fit on the validation split."""
+
+    temperature: float
+    loss: float
+    calibration_error: float
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """Scores without the images whose labels people rejected (`datasets.Dataset.rejected`)."""
+
+    accuracy: float
+    errors: int
+    count: int
+
+
 @dataclass(frozen=True)
 class Scores:
     """The content of metrics/test.json: accuracy with Wilson's 95 % interval, loss in nats, F1 averaged over classes.
 
-    `recall` is by label.
+    `recall` is by label; `reviewed` is left out of the file for data whose labels nobody has reviewed.
     """
 
     accuracy: float
@@ -139,18 +214,45 @@ class Scores:
     loss: float
     calibration_error: float
     macro_f1: float
+    calibrated: Calibrated
     recall: dict[str, float]
+    reviewed: Reviewed | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of the file."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def scores(predictions: Predictions, bins: int) -> Scores:
-    """Return the scores of predictions; `bins` as for `reliability`."""
+def scores(predictions: Predictions, bins: int, temperature: float = 1.0, rejected: Sequence[int] = ()) -> Scores:
+    """Return the scores of predictions.
+
+    `bins` as for `reliability`; `temperature` is that of the exported model; `rejected` are indices of images whose
+    labels are wrong.
+    """
     labels, count = predictions.split.labels, len(predictions.split)
     loss, accuracy = score(predictions.logits, labels)
     matrix = confusion(predictions).double()
     hits, actual, guessed = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
     errors = count - int(hits.sum())
     low, high = wilson(count - errors, count)
-    recall = {str(label): share for label, share in enumerate((hits / actual.clamp(min=1)).tolist())}
-    macro_f1 = float((2 * hits / (actual + guessed).clamp(min=1)).mean())
-    error = reliability(predictions, bins).error
-    return Scores(accuracy, low, high, errors, count, loss, error, macro_f1, recall)
+    scaled = calibrated(predictions, temperature)
+    return Scores(
+        accuracy=accuracy,
+        accuracy_low=low,
+        accuracy_high=high,
+        errors=errors,
+        count=count,
+        loss=loss,
+        calibration_error=reliability(predictions, bins).error,
+        macro_f1=float((2 * hits / (actual + guessed).clamp(min=1)).mean()),
+        calibrated=Calibrated(temperature, score(scaled.logits, labels)[0], reliability(scaled, bins).error),
+        recall={str(label): share for label, share in enumerate((hits / actual.clamp(min=1)).tolist())},
+        reviewed=_without(predictions, rejected) if rejected else None,
+    )
+
+
+def _without(predictions: Predictions, rejected: Sequence[int]) -> Reviewed:
+    kept = torch.ones_like(predictions.correct)
+    kept[list(rejected)] = False
+    errors, count = int((~predictions.correct & kept).sum()), int(kept.sum())
+    return Reviewed(1 - errors / count, errors, count)

@@ -1,8 +1,8 @@
 """The trained network as files that need none of this code: ONNX and torch.export's pt2.
 
 Both take float32 [batch, 1, 28, 28] with pixels in 0 … 1 (white digit on black) and return logits [batch, classes], for
-any batch size; normalization is inside. Exporters record source paths in their files; they are removed, so that equal
-networks give equal bytes wherever they are exported.
+any batch size. Normalization is inside, and so is the temperature that makes their softmax a probability. The source
+paths that exporters record are removed, so that equal networks give equal bytes wherever they are exported.
 """
 
 import io
@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from digits.datasets import SIDE
 from digits.errors import UserError
@@ -88,6 +89,13 @@ def run_onnx(path: Path, split: Split, batch_size: int, threads: int) -> Tensor:
     return torch.cat([torch.from_numpy(session.run([OUTPUT], {INPUT: images})[0]) for images in batches])
 
 
+def operations(network: nn.Module) -> int:
+    """Return the multiply-accumulate operations that one image takes in convolutions and linear layers."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(_example()[:1])
+    return int(counter.get_total_flops()) // 2
+
+
 @dataclass(frozen=True)
 class Exported:
     """What metrics/export.json says of one file. `max_abs_difference` is that of any logit from the trained model's."""
@@ -97,14 +105,16 @@ class Exported:
     max_abs_difference: float
 
 
-def verify(path: Path, logits: Tensor, expected: evaluation.Predictions, tolerance: float) -> Exported:
-    """Compare an exported file's `logits` with the trained model's.
+def verify(
+    path: Path, logits: Tensor, trained: evaluation.Predictions, temperature: float, tolerance: float
+) -> Exported:
+    """Compare an exported file's `logits` with the trained model's, divided by the temperature.
 
     Raises UserError if one differs by more than `tolerance`, or any image gets another class.
     """
-    difference = float((logits - expected.logits).abs().max())
-    changed = int((logits.argmax(dim=1) != expected.logits.argmax(dim=1)).sum())
+    difference = float((logits - trained.logits / temperature).abs().max())
+    changed = int((logits.argmax(dim=1) != trained.logits.argmax(dim=1)).sum())
     if changed or not difference <= tolerance:
         found = f"{changed} of {len(logits)} test images get another class, logits differ by {difference:.2g}"
         raise UserError(f"{path}: not the trained model: {found} (params.yaml: export.tolerance: {tolerance:g})")
-    return Exported(path.stat().st_size, evaluation.score(logits, expected.split.labels)[1], difference)
+    return Exported(path.stat().st_size, evaluation.score(logits, trained.split.labels)[1], difference)

@@ -95,3 +95,15 @@ class Residual(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return functional.relu(images + self.change(images))
+
+
+class Calibrated(nn.Module):
+    """A network whose logits are divided by a temperature, as `evaluation.temperature` fits it."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network, self.temperature = network, temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits / self.temperature

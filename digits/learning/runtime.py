@@ -77,6 +77,11 @@ def precision_of(p: RuntimeParams, device: torch.device) -> torch.dtype:
     return PRECISIONS["bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"]
 
 
+def name_of(precision: torch.dtype) -> str:
+    """Return the name of a precision in params.yaml."""
+    return next(name for name, dtype in PRECISIONS.items() if dtype == precision)
+
+
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     """Return a reusable context in which networks compute their products in `precision`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)

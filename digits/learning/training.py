@@ -171,7 +171,7 @@ class Training:
         p = self._p
         shaping = p.model_dump(include={"recipe", "seed", "train", "augmentation"})
         shaping["runtime"] = p.runtime.model_dump(include={"threads", "processes", "reproducibility"})
-        shaping["runtime"]["precision"] = str(self.precision).removeprefix("torch.")
+        shaping["runtime"]["precision"] = runtime.name_of(self.precision)
         classes = list(self._learned.classes)
         return models.Description(p.model.name, classes, p.model.knobs(), shaping, data, digest(code))
 
@@ -182,6 +182,15 @@ def begin(p: Params, learned: Split, held_out: Split, device: torch.device) -> T
     torch.manual_seed(streams.derive(p.seed, "weights"))
     network = networks.build(p.model.name, len(learned.classes), p.model.knobs(), pixels.pixel_mean, pixels.pixel_std)
     return Training(network, learned, held_out, p, device, runtime.precision_of(p.runtime, device))
+
+
+def augmented(learned: Split, p: Params, versions: int) -> list[Tensor]:
+    """Return one image of each class, and `versions` of them as training augments them; each [classes, 1, 28, 28]."""
+    present = learned.labels.unique()
+    first = torch.stack([(learned.labels == label).nonzero()[0, 0] for label in present])
+    images, random = to_float(learned.images[first]), streams.generator(p.seed, "augmentation")
+    draws = (torch.rand(5, len(images), generator=random) for _ in range(versions))
+    return [images, *(augment(images, draw, **p.augmentation.model_dump()) for draw in draws)]
 
 
 def loss_of(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:

@@ -11,10 +11,11 @@ import torch
 
 from digits import paths
 from digits.datasets import SIDE
-from digits.files import md5, read_json, read_table
+from digits.files import md5, read_as, read_json, read_table
 from digits.images import splits
 from digits.images.batches import to_float
-from digits.learning import models
+from digits.learning import evaluation, models
+from digits.learning.layers import Calibrated
 from digits.reports import significance
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def register(client: "MlflowClient", run_id: str) -> None:
     from mlflow.types import Schema, TensorSpec
 
     network, description = models.load(paths.MODEL)
+    temperature = read_as(evaluation.Scores, paths.TEST_METRICS).calibrated.temperature
     # No names: with one, mlflow.pyfunc would hand the network a dictionary.
     image = TensorSpec(np.dtype(np.float32), (-1, 1, SIDE, SIDE))
     logits = TensorSpec(np.dtype(np.float32), (-1, len(description.classes)))
@@ -40,7 +42,11 @@ def register(client: "MlflowClient", run_id: str) -> None:
     needed = [f"torch=={torch.__version__.split('+')[0]}"]  # inferring them takes mlflow seconds
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.pytorch.log_model(
-            network, name="model", signature=signature, input_example=example, pip_requirements=needed
+            Calibrated(network, temperature).eval(),
+            name="model",
+            signature=signature,
+            input_example=example,
+            pip_requirements=needed,
         )
     tags = {"model_md5": md5(paths.MODEL), "validation_md5": md5(paths.VALIDATION)}
     tags["validation_accuracy"] = str(read_json(paths.TRAIN_METRICS)["validation_accuracy"])

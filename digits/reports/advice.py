@@ -2,12 +2,15 @@
 
 from statistics import NormalDist
 
+from digits.images.corruptions import described
 from digits.learning.evaluation import margin, wilson
-from digits.learning.evidence import ROTATION, SHIFT, SUSPECT, Evidence
+from digits.learning.evidence import SUSPECT, Evidence
 
 # A less accurate network makes confident mistakes on its own: about 15 of the 10,000 test labels of MNIST are wrong
 # (C. G. Northcutt et al., 2021, NeurIPS).
 GOOD = 0.99
+MIDDLE = 3  # the severity, of 5, at which a corruption is worth advice
+KNOBS = ("shift", "rotation", "scale")  # corruptions that a knob of augmentation is for
 
 
 def _fit(e: Evidence) -> str | None:
@@ -36,15 +39,6 @@ def _pair(e: Evidence) -> str | None:
     return f"{found}: cropping or augmentation may remove what tells them apart"
 
 
-def _calibration(e: Evidence) -> str | None:
-    if e.calibration_error < 0.02:
-        return None
-    found = f"confidence: {e.confidence:.2%} on average at an accuracy of {e.accuracy:.2%}"
-    if e.confidence < e.accuracy:
-        return f"too little {found}: less train.label_smoothing"
-    return f"too much {found}: more train.label_smoothing or augmentation"
-
-
 def _class(e: Evidence) -> str | None:
     count = e.weakest_count
     z = NormalDist().inv_cdf(1 - 0.025 / e.classes)  # the worst of so many looks bad by chance alone (Bonferroni)
@@ -56,17 +50,28 @@ def _class(e: Evidence) -> str | None:
 
 
 def _shift(e: Evidence) -> str | None:
-    return _moved(e, e.shifted_accuracy, f"shifted by {SHIFT:g} pixels in both axes", "augmentation.shift")
+    return _costs(e, "shift", "more augmentation.shift")
 
 
 def _rotation(e: Evidence) -> str | None:
-    return _moved(e, e.rotated_accuracy, f"rotated by {ROTATION:g} degrees", "augmentation.rotation")
+    return _costs(e, "rotation", "more augmentation.rotation")
 
 
-def _moved(e: Evidence, found: float, how: str, knob: str) -> str | None:
-    if e.accuracy - found <= margin(e.accuracy, found, e.count):
+def _scale(e: Evidence) -> str | None:
+    return _costs(e, "scale", "more augmentation.scale")
+
+
+def _weakness(e: Evidence) -> str | None:
+    found = {kind: accuracies[MIDDLE - 1] for kind, accuracies in e.robustness.corrupted.items() if kind not in KNOBS}
+    return _costs(e, min(found, key=found.__getitem__), "clean such images first, as no knob of augmentation covers it")
+
+
+def _costs(e: Evidence, kind: str, remedy: str) -> str | None:
+    clean, found, count = e.robustness.accuracy, e.robustness.corrupted[kind][MIDDLE - 1], e.robustness.count
+    if clean - found <= margin(clean, found, count):
         return None
-    return f"accuracy {found:.2%} on images {how}, {e.accuracy:.2%} as they are: more {knob}"
+    both = f"accuracy {found:.2%} on {count:,} images {described(kind, MIDDLE)}, {clean:.2%} as they are"
+    return f"sensitive to {kind}: {both}: {remedy}"
 
 
 def _labels(e: Evidence) -> str | None:
@@ -81,7 +86,7 @@ def _labels(e: Evidence) -> str | None:
 
 def suggest(evidence: Evidence) -> list[str]:
     """Return a line for each rule that applies, the most promising first."""
-    rules = (_fit, _length, _pair, _class, _shift, _rotation, _calibration, _labels)
+    rules = (_fit, _length, _pair, _class, _shift, _rotation, _scale, _weakness, _labels)
     return [line for rule in rules if (line := rule(evidence))]
 
 

@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from digits.datasets import SIDE
+from digits.datasets import DATASETS, SIDE
 from digits.files import flatten
+from digits.images.corruptions import described
 from digits.images.splits import Statistics
 from digits.learning import curve, evaluation, exporting, models
+from digits.learning.evidence import Evidence
+from digits.learning.robustness import ORIGINAL
+from digits.reports import advice
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
@@ -18,31 +23,62 @@ def model_card(
     train: curve.TrainMetrics,
     test: evaluation.Scores,
     exported: Mapping[str, exporting.Exported],
-    advice: str,
+    evidence: Evidence,
+    operations: int,
+    torch: str,
 ) -> str:
     """Return the model card as Markdown, after Mitchell et al., "Model Cards for Model Reporting" (2019).
 
-    `exported` is by suffix, `advice` a list in Markdown.
+    It begins with the metadata that Hugging Face reads. `exported` is by suffix; `operations` are the
+    multiply-accumulates for one image, `torch` the version.
     """
-    weakest = min(test.recall, key=test.recall.__getitem__)
-    knobs = flatten({"model": {"name": description.name, **description.knobs}, **description.training})
+    known, robustness, runtime = DATASETS.get(data_name), evidence.robustness, description.training["runtime"]
+    both: dict[str, Any] = {key: description.knobs[key] for key in ("members", "tta_shift") if key in description.knobs}
+    own = {key: value for key, value in description.knobs.items() if key not in both}
+    model = {"name": description.name, **both, description.name: own}
     files = [
         f"| `model.{name}` | {one.bytes:,} | {one.accuracy:.2%} | {one.max_abs_difference:.1e} |"
         for name, one in exported.items()
     ]
-    facts = {
-        "description": description,
-        "data_name": data_name,
-        "side": SIDE,
-        "input": exporting.INPUT,
-        "output": exporting.OUTPUT,
-    }
-    facts |= {"dataset": dataset, "train": train, "test": test, "advice": advice, "count": len(description.classes)}
+    recall = [f"| {description.classes[int(label)]} | {share:.2%} |" for label, share in test.recall.items()]
+    corruptions = [
+        " | ".join([f"| {kind}", *(f"{100 * share:.1f}" for share in shares), f"{described(kind, 3)} |"])
+        for kind, shares in robustness.corrupted.items()
+    ]
+    reviewed = ""
+    if test.reviewed:
+        what = f"without the {test.count - test.reviewed.count} images whose labels reviewers rejected"
+        reviewed = f"| accuracy {what} | {test.reviewed.accuracy:.2%}, {test.reviewed.errors} errors |\n"
+    confidence = {kind: found[2] for kind, found in robustness.confidence.items() if kind != ORIGINAL}
+    images = dataset.train.count * train.epochs
     return TEMPLATE.read_text(encoding="utf-8").format(
-        **facts,
+        description=description,
+        data_name=data_name,
+        dataset=dataset,
+        train=train,
+        test=test,
+        robustness=robustness,
+        side=SIDE,
+        input=exporting.INPUT,
+        output=exporting.OUTPUT,
+        torch=torch,
+        operations=operations,
+        images=images,
+        **{key: runtime[key] for key in ("threads", "processes", "precision")},
+        datasets=f"datasets:\n- {known.hub}\n" if known else "",
+        dataset_type=known.hub if known else data_name,
+        data_license=f"{data_name}, {known.license}" if known else "your own",
+        count=len(description.classes),
         classes=", ".join(description.classes),
-        weakest=description.classes[int(weakest)],
-        recall=test.recall[weakest],
         files="\n".join(files),
-        knobs="\n".join(f"| `{key}` | {value} |" for key, value in knobs.items()),
+        reviewed=reviewed,
+        recall="\n".join(recall),
+        clean=f"{100 * robustness.accuracy:.1f}",
+        corruptions="\n".join(corruptions),
+        meaningless=", ".join(f"{kind} {share:.0%}" for kind, share in confidence.items()),
+        training_operations=3 * operations * images,
+        knobs="\n".join(
+            f"| `{key}` | {value} |" for key, value in flatten({"model": model, **description.training}).items()
+        ),
+        advice=advice.listed(evidence),
     )

@@ -50,7 +50,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 @pytest.fixture
 def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """Make the files above those of MNIST."""
-    dataset = Dataset("MNIST", ("0", "1", "2"), md5=md5(CONTENTS))
+    dataset = Dataset("MNIST", ("0", "1", "2"), "nobody/tiny", "MIT", md5=md5(CONTENTS))
     monkeypatch.setitem(DATASETS, "mnist", dataset)
     return dataset
 

@@ -118,3 +118,12 @@ def test_statistics_count_every_split_and_describe_training_pixels_in_double_pre
     pixels = split.images.numpy().astype(np.float64) / 255
     assert (found.train, found.validation, found.test) == (Count(96), Count(5), Count(7))
     assert (found.pixel_mean, found.pixel_std) == pytest.approx((pixels.mean(), pixels.std()), rel=1e-12)
+
+
+def test_mean_image_of_each_class_is_that_of_its_images_and_black_without_any() -> None:
+    split = bars(10)
+    named = Split(split.images, split.labels, (*split.classes, "missing"))
+    found = splits.class_means(named)
+    for label in range(3):
+        assert torch.allclose(found[label], split.images[split.labels == label].double().mean(dim=0))
+    assert int(found[3].sum()) == 0

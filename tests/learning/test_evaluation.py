@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
-from sklearn import metrics  # type: ignore[import-untyped]  # ships no types
+from sklearn import decomposition, metrics  # type: ignore[import-untyped]  # ships no types
 from torch import Tensor, nn
 
 from digits.files import read_table
 from digits.images.batches import to_float
 from digits.images.splits import Split
-from digits.learning import evaluation
+from digits.learning import evaluation, networks
 from digits.learning.evaluation import Predictions
 
 CPU = torch.device("cpu")
@@ -132,7 +132,13 @@ def test_scores_agree_with_scikit_learn(count: int, classes: int, missing: int |
         "loss": pytest.approx(metrics.log_loss(truth, shares, labels=range(classes)), rel=1e-9),
         "calibration_error": evaluation.reliability(predictions, 15).error,
         "macro_f1": pytest.approx(metrics.f1_score(truth, guesses, average="macro", **known)),
+        "calibrated": {
+            "temperature": 1.0,
+            "loss": found.loss,
+            "calibration_error": found.calibration_error,
+        },
         "recall": {str(label): pytest.approx(share) for label, share in enumerate(recall)},
+        "reviewed": None,
     }
     assert list(found.recall) == [str(label) for label in range(classes)]
 
@@ -167,3 +173,54 @@ def test_bins_hold_count_mean_confidence_and_accuracy_and_full_confidence_is_in_
     assert found.counts.tolist() == [1, 1, 0, 3]
     assert found.confidence.tolist() == pytest.approx([0.1, 0.3, 0, 2.9 / 3])
     assert found.accuracy.tolist() == pytest.approx([0, 1, 0, 2 / 3])
+
+
+def test_temperature_is_where_the_cross_entropy_is_lowest() -> None:
+    found = random_answers(400, 4, 3)
+    best = evaluation.temperature(found)
+
+    def loss(temperature: float) -> float:
+        scaled = evaluation.calibrated(found, temperature)
+        return metrics.log_loss(scaled.split.labels, scaled.logits.double().softmax(dim=1))  # type: ignore[no-any-return]
+
+    assert loss(best) < min(loss(0.98 * best), loss(1.02 * best))
+    assert evaluation.temperature(evaluation.calibrated(found, best)) == pytest.approx(1, abs=0.001)
+
+
+@pytest.mark.parametrize(("right", "temperature"), [(True, 1 / 20), (False, 20.0)])
+def test_temperature_has_bounds_where_no_or_every_prediction_is_wrong(right: bool, temperature: float) -> None:  # noqa: FBT001
+    labels = torch.arange(6) % 2
+    assert evaluation.temperature(answers(torch.eye(2)[labels if right else 1 - labels], labels)) == temperature
+
+
+def test_scores_are_also_those_of_the_calibrated_model_and_without_rejected_labels() -> None:
+    found = answers(torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 1, 0]))
+    scores = evaluation.scores(found, 10, 0.5, [1])
+    scaled = evaluation.scores(evaluation.calibrated(found, 0.5), 10)
+    assert scores.calibrated == evaluation.Calibrated(0.5, scaled.loss, scaled.calibration_error)
+    assert scores.reviewed == evaluation.Reviewed(1.0, 0, 3)
+    assert (scores.accuracy, scores.errors) == (0.75, 1)
+    assert scores.as_json()["reviewed"] == {"accuracy": 1.0, "errors": 0, "count": 3}
+    assert "reviewed" not in scaled.as_json()
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_features_are_what_the_last_linear_layer_is_given(split: Split, shift: int) -> None:
+    network = networks.build("mlp", 3, {"hidden": [8, 5], "dropout": 0.0, "tta_shift": shift}).eval()
+    found = evaluation.features(network, split, 40, CPU)
+    expected = to_float(split.images)
+    layers = network.get_submodule("1.network" if shift else "1").children()
+    for layer in [network.get_submodule("0"), *list(layers)[:-1]]:
+        expected = layer(expected)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_features_of_a_network_without_a_linear_layer_are_its_logits(split: Split) -> None:
+    assert evaluation.features(Brightness(), split, 40, CPU).shape == (96, 2)
+
+
+def test_principal_components_are_those_of_scikit_learn() -> None:
+    features = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 7)
+    expected = torch.from_numpy(decomposition.PCA(3).fit_transform(features.double().numpy()))
+    found = evaluation.principal_components(features, 3)
+    assert torch.allclose(found.abs(), expected.abs())

@@ -16,6 +16,7 @@ from digits.errors import UserError
 from digits.learning import evaluation, exporting, models, networks
 from digits.learning.evaluation import Predictions
 from digits.learning.exporting import Exported
+from digits.learning.layers import Calibrated
 from digits.learning.models import Description
 from tests.conftest import CLASSES, ROOT, bars
 
@@ -137,7 +138,8 @@ def test_file_that_agrees_with_the_trained_model_is_described_by_size_accuracy_a
     path.write_bytes(b"seven b")
     logits = EXPECTED.logits.clone()
     logits[0, 1] = -0.25
-    assert exporting.verify(path, logits, EXPECTED, 0.25) == Exported(7, 2 / 3, 0.25)
+    assert exporting.verify(path, logits, EXPECTED, 1.0, 0.25) == Exported(7, 2 / 3, 0.25)
+    assert exporting.verify(path, logits * 4, EXPECTED, 0.25, 1.0) == Exported(7, 2 / 3, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,21 @@ def test_file_that_differs_from_the_trained_model_is_rejected(
     logits = EXPECTED.logits.clone()
     logits[place] = value
     with pytest.raises(UserError) as refusal:
-        exporting.verify(tmp_path / "model.onnx", logits, EXPECTED, 0.3)
+        exporting.verify(tmp_path / "model.onnx", logits, EXPECTED, 1.0, 0.3)
     assert str(refusal.value).startswith(f"{tmp_path / 'model.onnx'}: not the trained model: ")
     assert fault in str(refusal.value)
+
+
+def test_calibrated_network_divides_its_logits_and_is_exported(tmp_path: Path) -> None:
+    network = networks.build("linear", 3, {}).eval()
+    split = bars(6)
+    trained = evaluation.predict(network, split, 4, torch.device("cpu"))
+    exporting.write_onnx(
+        Calibrated(network, 0.25).eval(), tmp_path / "model.onnx", 18, Description("linear", [], {}, {}, {}, "")
+    )
+    found = exporting.run_onnx(tmp_path / "model.onnx", split, 4, 1)
+    assert torch.allclose(found, 4 * trained.logits, atol=1e-5)
+
+
+def test_operations_are_the_multiplications_of_one_image() -> None:
+    assert exporting.operations(networks.build("mlp", 10, {"hidden": [7], "dropout": 0.0})) == 784 * 7 + 7 * 10

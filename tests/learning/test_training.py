@@ -366,7 +366,7 @@ def test_description_holds_exactly_the_params_that_shape_the_weights(change: Cha
     assert (found.data, found.code) == ({"data/train": "1a2b"}, digest({"digits/a.py": "3c4d"}))
     whole = ("recipe", "seed", "runtime.threads", "runtime.processes", "runtime.reproducibility")
     shaping = {key: value for key, value in p.flat().items() if key in whole or key.startswith(("train.", "augm"))}
-    assert flatten(found.training) == shaping | {"runtime.precision": "bfloat16"}
+    assert flatten(found.training) == shaping | {"runtime.precision": "bf16"}
 
 
 def test_begun_training_is_the_one_made_by_hand_with_the_same_seed(change: Change) -> None:

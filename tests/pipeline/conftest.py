@@ -115,8 +115,9 @@ class Project:
             *(f"metrics/{name}.json" for name in ("train", "test", "evidence", "export")),
             *("models/model.safetensors", "models/export/model.onnx", "models/export/model.pt2"),
             "models/export/MODEL_CARD.md",
-            *(f"plots/{name}" for name in ("training.csv", "training.png", "confusion.csv", "confusion.png")),
-            *("plots/validation.csv", "plots/misclassified.png", "plots/reliability.png"),
+            *(f"plots/{name}.csv" for name in ("training", "confusion", "validation", "robustness")),
+            *(f"plots/{name}.png" for name in ("training", "augmentation", "confusion", "recall", "misclassified")),
+            *(f"plots/{name}.png" for name in ("reliability", "robustness", "embedding")),
         }
         versions = self.client.search_model_versions("name='mnist-classifier'")
         assert [version.tags["model_md5"] for version in versions].count(run.data.tags["model_md5"]) == 1

@@ -11,7 +11,7 @@ from digits import paths
 from digits.files import md5, write_json, write_table
 from digits.images import splits
 from digits.images.batches import to_float
-from digits.learning import models, networks
+from digits.learning import evaluation, models, networks
 from digits.learning.models import Description
 from digits.records import registry
 
@@ -97,6 +97,8 @@ def test_network_becomes_a_version_once_with_what_it_predicts(client: MlflowClie
     for path in (paths.TEST, paths.VALIDATION):
         splits.save(test, path)
     write_json(paths.TRAIN_METRICS, {"validation_accuracy": 0.75})
+    predictions = evaluation.predict(network, test, 6, torch.device("cpu"))
+    write_json(paths.TEST_METRICS, evaluation.scores(predictions, 10, temperature=0.5).as_json())
 
     run_id = client.create_run(experiment(client)).info.run_id
     registry.register(client, run_id)
@@ -110,7 +112,7 @@ def test_network_becomes_a_version_once_with_what_it_predicts(client: MlflowClie
     }
     loaded = mlflow.pyfunc.load_model(f"models:/{model}@champion")
     images = to_float(test.images)
-    np.testing.assert_allclose(loaded.predict(images.numpy()), network(images).detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(loaded.predict(images.numpy()), 2 * predictions.logits.numpy(), atol=1e-5)
 
     client.delete_registered_model_alias(model, "champion")  # as if the decision had been interrupted
     client.delete_model_version_tag(model, "1", "champion")

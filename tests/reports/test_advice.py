@@ -3,7 +3,9 @@ from typing import Any
 
 import pytest
 
+from digits.images.corruptions import CORRUPTIONS
 from digits.learning.evidence import Evidence
+from digits.learning.robustness import Robustness
 from digits.reports import advice
 
 NOTHING = Evidence(  # stands out
@@ -17,17 +19,20 @@ NOTHING = Evidence(  # stands out
     last_gain=0.0,
     lowest_loss=0.1,
     last_loss=0.1,
-    calibration_error=0.01,
-    confidence=0.99,
     pair=["4", "9"],
     pair_errors=2,
     weakest="9",
     weakest_count=500,
     weakest_recall=0.99,
-    shifted_accuracy=0.993,
-    rotated_accuracy=0.993,
     suspects=[],
+    robustness=Robustness(1000, 0.994, {kind: [0.99] * 5 for kind in CORRUPTIONS}, {}),
 )
+
+
+def sensitive(**accuracies: float) -> dict[str, Any]:
+    """Return evidence whose accuracy at the third severity of some corruptions is this."""
+    found = {kind: [0.99, 0.99, accuracy, 0.1, 0.1] for kind, accuracy in accuracies.items()}
+    return {"robustness": replace(NOTHING.robustness, corrupted=NOTHING.robustness.corrupted | found)}
 
 
 def test_no_advice_is_given_where_nothing_stands_out() -> None:
@@ -46,10 +51,10 @@ def test_no_advice_is_given_where_nothing_stands_out() -> None:
         ({"pair_errors": 2, "errors": 5}, {"pair_errors": 3, "errors": 5}, "4 and 9 confused in 3 of"),
         ({"pair_errors": 3, "errors": 31}, {"pair_errors": 3, "errors": 30}, "4 and 9 confused in 3 of"),
         ({"weakest_recall": 0.986}, {"weakest_recall": 0.978}, "class 9 weaker than chance allows: recall 97.80% of"),
-        ({"shifted_accuracy": 0.991}, {"shifted_accuracy": 0.990}, "accuracy 99.00% on images shifted by 2 pixels in"),
-        ({"rotated_accuracy": 0.991}, {"rotated_accuracy": 0.990}, "accuracy 99.00% on images rotated by 15 degrees"),
-        ({"calibration_error": 0.0199}, {"calibration_error": 0.02}, "too little confidence: 99.00% on"),
-        ({}, {"calibration_error": 0.02, "confidence": 0.999}, "too much confidence: 99.90% on average"),
+        (sensitive(shift=0.986), sensitive(shift=0.98), "sensitive to shift: accuracy 98.00% on 1,000"),
+        (sensitive(rotation=0.986), sensitive(rotation=0.98), "sensitive to rotation: accuracy 98.00% on 1,000"),
+        (sensitive(scale=0.986), sensitive(scale=0.98), "sensitive to scale: accuracy 98.00% on 1,000"),
+        (sensitive(blur=0.986), sensitive(blur=0.98, noise=0.97), "sensitive to noise: accuracy 97.00% on 1,000"),
         ({"suspects": []}, {"suspects": [7, 3]}, "labels that may be wrong: 2 test images (numbers 7, 3)"),
     ],
 )  # fmt: skip
@@ -61,15 +66,15 @@ def test_rule_speaks_on_one_side_of_its_edge_and_not_on_the_other(
     assert line.startswith(said)
 
 
-def test_shifts_and_rotations_are_each_told() -> None:
-    lines = advice.suggest(replace(NOTHING, shifted_accuracy=0.98, rotated_accuracy=0.98))
-    assert [line.split(": ")[1] for line in lines] == ["more augmentation.shift", "more augmentation.rotation"]
+def test_remedy_is_the_knob_that_covers_the_corruption() -> None:
+    lines = advice.suggest(replace(NOTHING, **sensitive(shift=0.9, rotation=0.9, scale=0.9)))
+    assert "on 1,000 images shifted by 3 pixels along both axes, 99.40% as they are" in lines[0]
+    knobs = ["more augmentation.shift", "more augmentation.rotation", "more augmentation.scale"]
+    assert [line.split(": ")[2] for line in lines] == knobs
 
 
 def test_labels_are_not_suspected_by_a_network_that_is_often_wrong() -> None:
-    still = replace(
-        NOTHING, suspects=[7], shifted_accuracy=0.99, rotated_accuracy=0.99, weakest_recall=0.985, train_accuracy=0.99
-    )
+    still = replace(NOTHING, suspects=[7], weakest_recall=0.985, train_accuracy=0.99)
     for accuracy, is_suspected in ((0.99, True), (0.9899, False)):
         lines = advice.suggest(replace(still, accuracy=accuracy))
         assert any(line.startswith("labels that may be wrong") for line in lines) == is_suspected

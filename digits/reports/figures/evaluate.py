@@ -2,8 +2,18 @@
 
 from pathlib import Path
 
-from digits.learning.evaluation import Predictions, Reliability, confusion
-from digits.reports.figures.style import BLUE, GREY, gallery, saved
+import matplotlib
+import torch
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor
+
+from digits.images.corruptions import SEVERITIES
+from digits.learning.evaluation import Predictions, calibrated, confusion, principal_components, wilson
+from digits.learning.evaluation import reliability as sort
+from digits.learning.robustness import Robustness
+from digits.reports.figures.style import BLUE, GREY, ORANGE, cells, gallery, label_classes, saved
+
+BADGE = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0}
 
 
 def confusion_matrix(predictions: Predictions, path: Path) -> None:
@@ -14,18 +24,13 @@ def confusion_matrix(predictions: Predictions, path: Path) -> None:
     size = max(5.5, 0.5 * len(classes) + 1.5)
     with saved(path, size, size) as figure:
         axes = figure.subplots()
-        axes.imshow(mistakes.numpy(), cmap="Oranges", vmin=0, vmax=max(1, int(mistakes.max())))
-        for actual, row in enumerate(matrix.tolist()):
-            for predicted, number in enumerate(row):
-                if number:
-                    weight = "bold" if actual == predicted else "normal"
-                    axes.text(predicted, actual, str(number), ha="center", va="center", fontsize=9, fontweight=weight)
-        rotation = 45 if max(map(len, classes)) > 4 else 0
-        axes.set_xticks(range(len(classes)), classes, rotation=rotation, ha="right" if rotation else "center")
+        texts = [[str(number or "") for number in row] for row in matrix.tolist()]
+        highest = max(1, int(mistakes.max()))
+        cells(axes, mistakes, texts, bold=True, cmap="Oranges", vmin=0, vmax=highest)
+        label_classes(axes, classes)
         axes.set_yticks(range(len(classes)), classes)
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.set_title(f"Confusion on the test set: {errors} errors in {count:,}")
-        axes.grid(visible=False)
 
 
 def misclassified(predictions: Predictions, limit: int, path: Path) -> None:
@@ -38,21 +43,108 @@ def misclassified(predictions: Predictions, limit: int, path: Path) -> None:
     titles = [f"{old} → {new}  {confidence[place]:.0%}" for old, new, place in zip(*names, shown, strict=True)]
     with saved(path, 8.8, rows * 1.35 + 0.6) as figure:
         counts = f"{len(shown)} of {len(wrong)} misclassified test images"
-        figure.suptitle(f"{counts}: true class, prediction and confidence")
+        figure.suptitle(f"{counts}: true class → prediction, and its probability")
         gallery(figure, rows, [split.images[place] for place in shown], titles)
 
 
-def reliability(found: Reliability, path: Path) -> None:
-    """Show accuracy by confidence, bin by bin, and how many predictions each bin has."""
-    bins, filled = len(found.counts), found.counts > 0
-    middles = [(place + 0.5) / bins for place in range(bins)]
-    with saved(path, 5.5, 6) as figure:
+def recall(predictions: Predictions, path: Path) -> None:
+    """Show the recall of each class with Wilson's 95 % interval, and the accuracy over all."""
+    matrix, classes = confusion(predictions), predictions.split.classes
+    found, intervals = [], []
+    for hits, count in zip(matrix.diag().tolist(), matrix.sum(dim=1).tolist(), strict=True):
+        found.append(hits / max(1, count))
+        intervals.append(wilson(hits, max(1, count)))
+    with saved(path, max(7.0, 0.6 * len(classes) + 1), 3.6) as figure:
+        axes = figure.subplots()
+        spread = [[max(0.0, share - low) for share, (low, _) in zip(found, intervals, strict=True)]]
+        spread.append([max(0.0, high - share) for share, (_, high) in zip(found, intervals, strict=True)])
+        axes.errorbar(range(len(classes)), found, yerr=spread, fmt="o", color=BLUE, capsize=4, label="95 % interval")
+        label = f"all {len(predictions.split):,} images: {predictions.accuracy:.2%}"
+        axes.axhline(predictions.accuracy, color=ORANGE, linestyle="--", label=label)
+        label_classes(axes, classes)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        axes.set(title="Recall of each class on the test set", xlabel="true class", ylabel="classified correctly")
+        axes.legend(loc="lower left")
+
+
+def reliability(predictions: Predictions, temperature: float, smoothing: float, bins: int, path: Path) -> None:
+    """Show accuracy by confidence, bin by bin, as trained and with the logits divided by `temperature`.
+
+    The title says how confidence as trained deviates, and why: `smoothing` is `train.label_smoothing`.
+    """
+    versions = {"as trained": (predictions, GREY), "as exported": (calibrated(predictions, temperature), BLUE)}
+    with saved(path, 6, 6.8) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        upper.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":", label="perfectly calibrated")
-        upper.bar(middles, found.accuracy.tolist(), 0.9 / bins, color="#bee3f8")
-        points = found.confidence[filled].tolist(), found.accuracy[filled].tolist()
-        upper.plot(*points, "o-", color=BLUE, label="this model")
-        upper.set(title=f"Reliability: expected calibration error {found.error:.2%}", ylabel="accuracy", ylim=(0, 1.02))
-        upper.legend()
-        lower.bar(middles, found.counts.tolist(), 0.9 / bins, color=GREY)
+        upper.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
+        for place, (name, (version, color)) in enumerate(versions.items()):
+            found = sort(version, bins)
+            filled = found.counts > 0
+            points = found.confidence[filled].tolist(), found.accuracy[filled].tolist()
+            divided = f", logits divided by {temperature:g}" if place else ""
+            label = f"{name}{divided}: calibration error {found.error:.2%}"
+            upper.plot(*points, "o-", color=color, label=label)
+            middles = [(number + 0.25 + 0.5 * place) / bins for number in range(bins)]
+            lower.bar(middles, found.counts.tolist(), 0.4 / bins, color=color)
+        upper.set(title=_deviation(predictions, smoothing), ylabel="accuracy", ylim=(0, 1.02))
         lower.set(xlabel="confidence", ylabel="images", yscale="log", xlim=(0, 1), ylim=(0.5, None))
+        figure.legend(loc="outside lower center")
+
+
+def _deviation(predictions: Predictions, smoothing: float) -> str:
+    points = 100 * (float(predictions.confidence.mean()) - predictions.accuracy)
+    if abs(points) < 0.5:
+        return "Reliability on the test set:\nconfidence agrees with accuracy"
+    if points > 0:
+        how, why = "over", "training on, with every training image right"
+    else:
+        how, why = "under", f"label smoothing of {smoothing:g}" if smoothing else "augmentation and dropout"
+    return f"Reliability on the test set: as trained, {how}confident\nby {abs(points):.1f} points, because of {why}"
+
+
+def robustness(found: Robustness, path: Path) -> None:
+    """Show the accuracy by kind and severity of corruption, and the confidence on meaningless inputs."""
+    kinds = list(found.corrupted)
+    with saved(path, 10, 4.2) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
+        shares = torch.tensor([[found.accuracy, *found.corrupted[kind]] for kind in kinds])
+        texts = [[f"{100 * share:.1f}" for share in row] for row in shares.tolist()]
+        cells(left, shares, texts, cmap="RdYlBu", vmin=0.5, vmax=1, aspect="auto")
+        left.set_xticks(range(shares.shape[1]), ["none", *map(str, SEVERITIES)])
+        left.set_yticks(range(len(kinds)), kinds)
+        left.set(title=f"Accuracy in % on {found.count:,} corrupted validation images", xlabel="severity")
+        names = ("whislo", "q1", "med", "q3", "whishi")
+        boxes = [
+            dict(zip(names, quantiles, strict=True)) | {"label": kind} for kind, quantiles in found.confidence.items()
+        ]
+        fill = {"facecolor": "#bee3f8"}
+        right.bxp(
+            boxes[::-1],
+            orientation="horizontal",
+            showfliers=False,
+            patch_artist=True,
+            boxprops=fill,
+            medianprops={"color": "black"},
+        )
+        right.set(title="Confidence on inputs that show no digit", xlim=(0, 1.02))
+        right.set_xlabel("confidence of the exported model\n(median, quartiles, 5 and 95 %)")
+        right.grid(visible=False, axis="y")
+
+
+def embedding(predictions: Predictions, features: Tensor, path: Path) -> None:
+    """Show a map of the images by the network's last features, projected to their principal components."""
+    places = principal_components(features, 4)
+    labels, classes, wrong = predictions.split.labels, predictions.split.classes, ~predictions.correct
+    colors = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"]
+    with saved(path, 10, 5) as figure:
+        for axes, first in zip(figure.subplots(1, 2), (0, 2), strict=True):
+            x, y = places[:, first], places[:, first + 1]
+            for label, name in enumerate(classes):
+                mine = labels == label
+                axes.scatter(x[mine].tolist(), y[mine].tolist(), s=3, color=colors(label % colors.N), linewidths=0)
+                middle = float(x[mine].median()), float(y[mine].median())
+                axes.text(*middle, name, ha="center", va="center", fontweight="bold", bbox=BADGE)
+            axes.scatter(x[wrong].tolist(), y[wrong].tolist(), s=26, marker="x", color="black", linewidths=1)
+            axes.set(xlabel=f"component {first + 1}", ylabel=f"component {first + 2}", xticks=[], yticks=[])
+            axes.grid(visible=False)
+        count = f"{len(labels):,} validation images, {int(wrong.sum())} misclassified (×)"
+        figure.suptitle(f"What the last layer sees, projected to its principal components: {count}")

@@ -5,8 +5,33 @@ from pathlib import Path
 import torch
 from matplotlib.ticker import PercentFormatter
 
-from digits.images.splits import Split
-from digits.reports.figures.style import BLUE, GREY, ORANGE, saved, show
+from digits.images.splits import Split, class_means
+from digits.reports.figures.style import BLUE, GREY, ORANGE, label_classes, saved, show
+
+
+def overview(splits: dict[str, Split], path: Path) -> None:
+    """Show what the splits hold, in a table, and the mean image of each class of the training split."""
+    header = ("split", "images", "shape of an image", "type", "pixel values", "classes")
+    rows = []
+    for name, split in splits.items():
+        low, high = (int(edge) for edge in split.images.aminmax())
+        shape, dtype = " x ".join(map(str, split.images.shape[1:])), str(split.images.dtype).removeprefix("torch.")
+        rows.append([name, f"{len(split):,}", shape, dtype, f"{low} to {high}", f"{len(split.labels.unique())}"])
+    train = next(iter(splits.values()))
+    with saved(path, 9, 3.4) as figure:
+        upper, lower = figure.subplots(2, 1, height_ratios=[1.3, 1])
+        table = upper.table(rows, colLabels=header, loc="center", cellLoc="center", edges="horizontal")
+        table.scale(1, 1.7)
+        table.auto_set_font_size(value=False)
+        table.set_fontsize(11)
+        upper.set_axis_off()
+        upper.set_title("The three splits")
+        means = class_means(train)
+        show(lower, torch.cat(list(means), dim=2))
+        side = means.shape[-1]
+        lower.set_xticks([(place + 0.5) * side for place in range(len(means))], train.classes, fontsize=11)
+        lower.tick_params(length=0)
+        lower.set_title("The mean training image of each class")
 
 
 def samples(split: Split, path: Path, columns: int = 10) -> None:
@@ -36,8 +61,7 @@ def class_balance(splits: dict[str, Split], path: Path) -> None:
             left = [label + (place - 1) * width for label in range(len(classes))]
             axes.bar(left, shares.tolist(), width, color=color, label=f"{name} ({len(split):,})")
         axes.axhline(1 / len(classes), color="black", linewidth=0.8, linestyle=":", label="equal shares")
-        rotation = 30 if max(map(len, classes)) > 4 else 0
-        axes.set_xticks(range(len(classes)), classes, rotation=rotation, ha="right" if rotation else "center")
+        label_classes(axes, classes)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set(title="Class balance", ylabel="share of images")
         axes.grid(visible=False, axis="x")

@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 from digits.files import atomic
@@ -35,7 +35,7 @@ def saved(path: Path, width: float, height: float) -> Iterator[Figure]:
         layout.execute(figure)
         figure.set_layout_engine("none")  # or savefig draws everything twice: once for the layout
         with atomic(path) as partial:
-            figure.savefig(partial, dpi=100, metadata={"Software": None})
+            figure.savefig(partial, dpi=200, metadata={"Software": None})
 
 
 def show(axes: Axes, image: Tensor) -> None:
@@ -44,6 +44,12 @@ def show(axes: Axes, image: Tensor) -> None:
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
+
+
+def label_classes(axes: Axes, classes: Sequence[str]) -> None:
+    """Name the classes along the x-axis, aslant where a name is long."""
+    rotation = 45 if max(map(len, classes)) > 4 else 0
+    axes.set_xticks(range(len(classes)), classes, rotation=rotation, ha="right" if rotation else "center")
 
 
 def gallery(figure: Figure | SubFigure, rows: int, images: Sequence[Tensor], titles: Sequence[str]) -> None:
@@ -56,6 +62,30 @@ def gallery(figure: Figure | SubFigure, rows: int, images: Sequence[Tensor], tit
         cell.set_title(title, fontsize=9)
 
 
+def cells(axes: Axes, values: Tensor, texts: Sequence[Sequence[str]], *, bold: bool = False, **colors: Any) -> None:
+    """Draw values [rows, columns] as colored cells with a text on each; `colors` as for `imshow`.
+
+    Diagonal texts may be `bold`. Each text is black or white, whichever contrasts more with its cell: by 4.5 to 1 or
+    more, as one of them does with every color (luminance and contrast as in WCAG 2.2).
+    """
+    shades = axes.imshow(values.numpy(), **colors).to_rgba(values.numpy())
+    for row, line in enumerate(texts):
+        for column, text in enumerate(line):
+            if not text:
+                continue
+            color = readable_on(shades[row, column])
+            weight = "bold" if bold and row == column else "normal"
+            axes.text(column, row, text, ha="center", va="center", fontsize=10, fontweight=weight, color=color)
+    axes.grid(visible=False)
+
+
+def readable_on(color: Iterable[float]) -> str:
+    """Return black or white, whichever contrasts more with a color (red, green, blue in 0 … 1)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in list(color)[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if luminance > 0.179 else "white"
+
+
 def error_rates(accuracies: Iterable[float]) -> list[float]:
     """Return 1 - accuracy, none below 0.01 %, since a logarithmic axis cannot show 0."""
     return [max(1 - accuracy, 1e-4) for accuracy in accuracies]
@@ -63,8 +93,9 @@ def error_rates(accuracies: Iterable[float]) -> list[float]:
 
 def percent(axis: Axis) -> None:
     """Label a logarithmic axis of shares in percent."""
-    for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter):
-        set_formatter(FuncFormatter(lambda share, _: f"{100 * share:.2g} %"))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.2g} %"))
 
 
 def whole_numbers(axis: Axis) -> None:

@@ -23,7 +23,7 @@ def search_history(trials: Sequence[tuple[int, float, bool]], path: Path) -> Non
             steps += [(number, best)] if best else []
         numbers, reached = zip(*steps, strict=True)
         axes.plot(numbers, error_rates(reached), color=ORANGE, drawstyle="steps-post", label="best")
-        axes.set(title="Validation error by trial", xlabel="trial", ylabel="1 - accuracy", yscale="log")
+        axes.set(title="Validation error by trial", xlabel="trial", ylabel="error rate", yscale="log")
         percent(axes.yaxis)
         whole_numbers(axes.xaxis)
         axes.legend()

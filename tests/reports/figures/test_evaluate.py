@@ -1,12 +1,17 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from digits.images.splits import Split
 from digits.learning import evaluation
-from digits.learning.evaluation import Predictions
+from digits.learning.evaluation import Predictions, calibrated, wilson
+from digits.learning.robustness import Robustness
 from digits.reports.figures import evaluate
 
 from .conftest import CONFIDENCE, LONG, RIGHT, SPLIT, WRONG, Draw, brightness, check_drawing, named, predictions, shown
@@ -14,8 +19,18 @@ from .conftest import CONFIDENCE, LONG, RIGHT, SPLIT, WRONG, Draw, brightness, c
 SURE = torch.where(CONFIDENCE > 0.7, RIGHT, WRONG)  # right where the confidence is high
 
 
-def reliability(path: Path, predicted: torch.Tensor) -> None:
-    evaluate.reliability(evaluation.reliability(predictions(predicted), 5), path)
+ROBUST = Robustness(
+    12, 1.0, {"shift": [1.0, 0.9, 0.8, 0.5, 0.1], "noise": [0.9] * 5}, {"noise": [0.1, 0.2, 0.3, 0.4, 0.5]}
+)
+
+
+def reliability(path: Path, predicted: torch.Tensor, smoothing: float = 0.0) -> None:
+    evaluate.reliability(predictions(predicted), 0.5, smoothing, 5, path)
+
+
+def embedding(path: Path, predicted: torch.Tensor, classes: tuple[str, ...] = SPLIT.classes) -> None:
+    features = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+    evaluate.embedding(predictions(predicted, named(classes)), features, path)
 
 
 DRAWINGS: dict[str, Draw] = {
@@ -25,6 +40,11 @@ DRAWINGS: dict[str, Draw] = {
     "misclassified": lambda path: evaluate.misclassified(predictions(WRONG), 9, path),
     "misclassified, long names": lambda path: evaluate.misclassified(predictions(WRONG, named(LONG)), 9, path),
     "misclassified, none": lambda path: evaluate.misclassified(predictions(RIGHT), 9, path),
+    "recall": lambda path: evaluate.recall(predictions(WRONG), path),
+    "recall, a class without images": lambda path: evaluate.recall(predictions(RIGHT, named(LONG, 12)), path),
+    "robustness": lambda path: evaluate.robustness(ROBUST, path),
+    "embedding": lambda path: embedding(path, WRONG),
+    "embedding without mistakes, long names": lambda path: embedding(path, RIGHT, LONG),
     "reliability": lambda path: reliability(path, SURE),
     "reliability, all wrong": lambda path: reliability(path, WRONG),
 }
@@ -59,10 +79,65 @@ def test_confusion_shows_every_count_that_is_not_0(tmp_path: Path, drawn: list[F
     assert [label.get_text() for label in axes.get_yticklabels()] == list(SPLIT.classes)
 
 
-def test_reliability_shows_accuracy_and_counts_of_the_bins(tmp_path: Path, drawn: list[Figure]) -> None:
-    reliability(tmp_path / "figure.png", SURE)
+@pytest.mark.parametrize("drawing", [evaluate.confusion_matrix, lambda _, path: evaluate.robustness(ROBUST, path)])
+def test_text_on_a_colored_cell_contrasts_by_4_5_or_more(
+    tmp_path: Path, drawn: list[Figure], drawing: Callable[..., None]
+) -> None:
+    drawing(predictions(WRONG), tmp_path / "figure.png")
+    axes = drawn[0].axes[0]
+    shades = axes.images[0].to_rgba(np.asarray(axes.images[0].get_array()))
+    assert axes.texts
+
+    def luminance(color: Any) -> float:
+        parts = np.asarray(to_rgb(color))
+        return float(
+            np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+        )
+
+    for text in axes.texts:
+        column, row = text.get_position()
+        low, high = sorted((luminance(text.get_color()), luminance(shades[int(row), int(column)][:3])))
+        assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_recall_is_shown_with_its_interval(tmp_path: Path, drawn: list[Figure]) -> None:
+    predicted = RIGHT.clone()
+    predicted[0] = 1
+    evaluate.recall(predictions(predicted), tmp_path / "figure.png")
+    (axes,) = drawn[0].axes
+    points, average = axes.lines[0], axes.lines[-1]
+    assert list(points.get_ydata()) == [0.75, 1.0, 1.0]  # type: ignore[arg-type]  # an array
+    assert average.get_ydata()[0] == pytest.approx(11 / 12)  # type: ignore[index]  # an array
+    low, high = wilson(3, 4)
+    ends = np.asarray(axes.collections[0].get_paths()[0].vertices)[:, 1]
+    assert ends.tolist() == pytest.approx([low, high])
+
+
+def test_robustness_shows_every_accuracy_in_percent(tmp_path: Path, drawn: list[Figure]) -> None:
+    evaluate.robustness(ROBUST, tmp_path / "figure.png")
+    shown = [text.get_text() for text in drawn[0].axes[0].texts]
+    assert shown == ["100.0", "100.0", "90.0", "80.0", "50.0", "10.0", "100.0", *["90.0"] * 5]
+
+
+def test_embedding_marks_the_mistakes(tmp_path: Path, drawn: list[Figure]) -> None:
+    predicted = RIGHT.clone()
+    predicted[[2, 5]] = WRONG[[2, 5]]
+    embedding(tmp_path / "figure.png", predicted)
+    assert "12 validation images, 2 misclassified" in drawn[0].get_suptitle()
+    for axes in drawn[0].axes:
+        assert [len(points.get_offsets()) for points in axes.collections] == [4, 4, 4, 2]  # type: ignore[arg-type]
+        assert [text.get_text() for text in axes.texts] == list(SPLIT.classes)
+
+
+def test_reliability_shows_both_versions_and_says_how_and_why_it_deviates(tmp_path: Path, drawn: list[Figure]) -> None:
+    reliability(tmp_path / "figure.png", RIGHT, 0.1)
     upper, lower = drawn[0].axes
-    found = evaluation.reliability(predictions(SURE), 5)
-    assert [bar.get_height() for bar in upper.patches] == found.accuracy.tolist()  # type: ignore[attr-defined]  # a rectangle
-    assert [bar.get_height() for bar in lower.patches] == found.counts.tolist()  # type: ignore[attr-defined]  # a rectangle
-    assert upper.get_title().endswith(f" {found.error:.2%}")
+    for line, found in zip(upper.lines[1:], (predictions(RIGHT), calibrated(predictions(RIGHT), 0.5)), strict=True):
+        bins = evaluation.reliability(found, 5)
+        assert list(line.get_ydata()) == bins.accuracy[bins.counts > 0].tolist()  # type: ignore[arg-type]  # an array
+        assert str(line.get_label()).endswith(f"calibration error {bins.error:.2%}")
+    counts = evaluation.reliability(predictions(RIGHT), 5).counts.tolist()
+    assert [bar.get_height() for bar in lower.patches][:5] == counts  # type: ignore[attr-defined]  # a rectangle
+    assert upper.get_title().endswith("underconfident\nby 30.0 points, because of label smoothing of 0.1")
+    reliability(tmp_path / "figure.png", WRONG)
+    assert "overconfident\nby 70.0 points, because of training on" in drawn[1].axes[0].get_title()

@@ -1,12 +1,15 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
+from digits.images.batches import to_float
 from digits.learning.curve import Epoch
 from digits.reports.figures import train
 
-from .conftest import Draw, check_drawing
+from .conftest import SPLIT, Draw, check_drawing
 
 
 def curve(path: Path, learned: list[float], held_out: list[float]) -> None:
@@ -19,6 +22,7 @@ DRAWINGS: dict[str, Draw] = {
     "curve": lambda path: curve(path, [0.9, 0.95, 0.99], [0.9, 0.94, 0.96]),
     "curve of one epoch": lambda path: curve(path, [0.9], [0.8]),
     "curve of one epoch, both alike": lambda path: curve(path, [0.9], [0.9]),
+    "augmentation": lambda path: train.augmentation([to_float(SPLIT.images[:3])] * 3, path),
     "curve without errors": lambda path: curve(path, [1.0, 1.0], [1.0, 1.0]),
 }
 
@@ -40,3 +44,12 @@ def test_curve_shows_losses_error_rates_and_learning_rate_of_every_epoch(tmp_pat
     assert error["validation"] == pytest.approx([0.1, 0.0001])  # 0 has no place on the axis
     assert list(rate.values()) == [[0.3, 0.3]]
     assert [axes.get_title() for axes in drawn[0].axes] == ["Loss", "Error rate", "Learning rate"]
+
+
+def test_augmented_versions_stand_below_their_originals(tmp_path: Path, drawn: list[Figure]) -> None:
+    first, second = to_float(SPLIT.images[:3]), to_float(SPLIT.images[3:6])
+    train.augmentation([first, second], tmp_path / "figure.png")
+    (axes,) = drawn[0].axes
+    sheet = torch.from_numpy(np.asarray(axes.images[0].get_array()))
+    assert torch.allclose(sheet[28:, 28:56], 255 * second[1, 0])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["original", "version 1"]

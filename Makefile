@@ -12,16 +12,17 @@ MLFLOW_SERVER := MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTIO
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro check test coverage lint bench ui server lock clean
+.PHONY: help setup repro check test coverage lint bench plots experiments ui server lock clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: .venv/complete ## Create .venv from requirements.lock (other targets do so when needed)
 
 .venv/complete: requirements.lock | .venv/bin/uv
 	.venv/bin/uv pip install --python .venv/bin/python --require-hashes --compile-bytecode \
 		--requirement requirements.lock
+	@.venv/bin/python -c 'import vl_convert; print(vl_convert.javascript_bundle(vl_version="5.21"))' > .venv/vega.js
 	@touch $@
 
 .venv/bin/uv:
@@ -56,6 +57,15 @@ bench: repro ## Measure accuracy, speed and cost: under an hour on two idle core
 	.venv/bin/python -m benchmarks.growth $(quick)
 	.venv/bin/python -m benchmarks.checkpointing $(quick)
 	.venv/bin/python -m benchmarks.portable --processors $(quick)
+
+plots: .venv/complete ## Draw the plots of this folder, or of several: make plots REVISIONS="main slower"
+	@.venv/bin/dvc plots diff $(or $(REVISIONS),workspace)
+
+# Of the metrics those that decide, of the params those that differ between the rows, and no files.
+experiments: .venv/complete ## List the experiments, newest first: what they changed and reached
+	@.venv/bin/dvc exp show --no-pager --only-changed --sort-by Created --sort-order desc \
+		--drop '^(?!(recipe|seed|(data|split|model|train|augmentation|runtime)\.[a-z_.]+)$$)' \
+		--keep '^(Experiment|validation_accuracy|metrics/test.json:errors|errors)$$'
 
 ui: .venv/complete ## Browse the runs at http://127.0.0.1:5000 (make ui PORT=5001 for another port)
 	$(MLFLOW_SERVER) --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)

@@ -34,6 +34,7 @@ repro: .venv/complete ## Run the pipeline: only what has changed is rerun
 	@.venv/bin/python -m digits repair
 	.venv/bin/dvc repro
 	@.venv/bin/python -m digits verify
+	@.venv/bin/python -m digits summary
 
 check: .venv/complete lint ## Check style and types, run the fast tests: under 3 minutes on two cores
 	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not slow'

@@ -6,6 +6,8 @@ figures suggest to try next. The prediction for each image of the validation and
 `python -m digits compare`.
 """
 
+import shutil
+import textwrap
 from dataclasses import asdict
 
 from digits import params, paths, pipeline
@@ -55,7 +57,9 @@ def main() -> None:
     epochs, train = curve.read(paths.CURVE_TABLE), read_as(TrainMetrics, paths.TRAIN_METRICS)
     found = evidence.collect(validation, test, epochs, train, robustness)
     write_json(paths.EVIDENCE, asdict(found))
-    print(f"to try next:\n{advice.listed(found)}")
+    print("to try next:")
+    for line in advice.listed(found).splitlines():
+        print(textwrap.fill(line, shutil.get_terminal_size().columns, subsequent_indent="  "))
     runs.record(p, "evaluate", device)
 
 

@@ -16,7 +16,7 @@ from digits.errors import UserError
 
 from .conftest import ROOT, drawing
 
-KNOWN = ["compare", "seeds", "tune", "predict", "of", "reproduce", "diff", "verify", "repair", "sync"]
+KNOWN = ["summary", "compare", "seeds", "tune", "predict", "of", "reproduce", "diff", "verify", "repair", "sync"]
 HELP_LIMIT = 0.3  # seconds of CPU
 
 

@@ -35,18 +35,20 @@ class SourceError(Exception):
 def download(name: str, sources: list[str], timeout: float, target: Path) -> None:
     """Put the four verified files of a named data set into `target`, from the first of `sources` that has each.
 
-    Prints which source served each file. Raises UserError with a line for each source if none did.
+    Prints which source served each file. That a source is out of reach is normal, and why is told only if no other has
+    the files: raises UserError with a line for each source then.
     """
     dataset, wanted, faults = DATASETS[name], list(FILES.values()), []
-    for source in sources:
+    for source, following in zip(sources, [*sources[1:], None], strict=True):
         try:
             for file, content in _fetch(dataset, source, wanted, timeout):
                 write_bytes(target / file, content)
                 wanted = [other for other in wanted if other != file]
-                print(f"{file}: {len(content):,} bytes from {source}, MD5 {md5_of(content)}")
+                print(f"{file}: {len(content):,} bytes from {source}, verified")
         except SourceError as error:
             faults += str(error).splitlines()
-            print(f"{source} failed: {faults[-1]}", file=sys.stderr)
+            if following:
+                print(f"{source}: not available here; trying {following}")
         if not wanted:
             return
     lines = [f"data.sources: {fault}" for fault in faults]

@@ -94,11 +94,12 @@ class Training:
                     progress.step += 1
                     bar.update()
                     if self._done % 50 == 0:  # reading the loss waits for the device
-                        bar.set_postfix_str(f"loss {loss.item():.3f}, validation {max(progress.best, 0):.2%}")
+                        bar.set_postfix_str(f"batch loss {loss.item():.3f}")
                     if checkpoint and checkpoint.due():
                         checkpoint.save({name: part.state_dict() for name, part in self._parts.items()})
                 progress.epochs.append(self._measure())
                 progress.step = 0
+                bar.set_postfix_str(f"validation loss {progress.epochs[-1].validation_loss:.4f}")
                 yield progress.epochs[-1]
         if progress.best_weights or self._average:
             self.network.load_state_dict(progress.best_weights or self._final.state_dict())

@@ -78,6 +78,13 @@ def load(study: str | None, settings: dict[str, Any]) -> Search:
                 faults.append(f"{SEARCH}: space.{key}.low: must be below high, {domain.high}, not {domain.low}")
             elif domain.log and domain.low <= 0:
                 faults.append(f"{SEARCH}: space.{key}.low: must be above 0 where log is true, not {domain.low}")
+    for where, own in ((f"{SEARCH}: settings.", search.settings), ("-S ", settings)):
+        made = [key for key in own if key.split(".")[0] in ("data", "split")]
+        faults += [
+            f"{where}{key}: cannot differ between trials, which share the splits in {paths.TRAIN.parent}; "
+            "set it in params.yaml, and run `dvc repro preprocess`"
+            for key in made
+        ]
     if faults:
         raise UserError("\n".join(faults))
     more = {"study": study or search.study, "settings": search.settings | settings}

@@ -189,6 +189,17 @@ def test_choices_may_be_lists_and_are_written_as_such(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("param", ["split.validation=10", "data.name=kmnist"])
+def test_what_made_the_splits_is_no_setting_of_trials(param: str) -> None:
+    key, value = param.split("=")
+    with pytest.raises(UserError, match=rf"^-S {key}: cannot differ between trials, which share the splits in data/"):
+        run("-S", param)
+    write_search({"settings": {key: value}})
+    with pytest.raises(UserError, match=rf"^search\.yaml: settings\.{key}: cannot differ between trials"):
+        run()
+
+
+@pytest.mark.usefixtures("project")
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(UserError, match=r"^--storage: nonsense://x cannot be used: "):
         run("--storage", "nonsense://x")

@@ -1,0 +1,41 @@
+"""What runs on GitHub."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .conftest import ROOT, git
+
+WORKFLOWS = ROOT / ".github/workflows"
+
+
+def load(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((WORKFLOWS / name).read_text(encoding="utf-8"))
+    return content
+
+
+@pytest.mark.slow
+def test_a_pull_request_is_compared_with_its_base(tmp_path: Path) -> None:
+    steps = load("compare.yml")["jobs"]["compare"]["steps"]
+    (command,) = (step["run"] for step in steps if step.get("name") == "Compare")
+    copy = tmp_path / "copy"
+    git("clone", "--quiet", str(ROOT), str(copy))  # as in CI: what is in git, and no data
+    environment = os.environ | {"BASE": "HEAD", "HEAD": "HEAD", "MLFLOW_TRACKING_URI": "off"}
+    command = command.replace(".venv/bin/python", sys.executable)
+    subprocess.run(["bash", "-c", command], cwd=copy, env=environment, check=True)
+    told = (copy / "comparison.md").read_text(encoding="utf-8")
+    assert "| validation |" in told
+    assert "no evidence of a difference" in told
+
+
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.iterdir()), ids=lambda path: path.name)
+def test_a_workflow_may_write_only_comments_and_knows_no_secret(path: Path) -> None:
+    granted = {key for key, value in load(path.name)["permissions"].items() if value == "write"}
+    assert granted <= {"pull-requests"}
+    assert "secrets." not in path.read_text(encoding="utf-8")
+    assert "pull_request_target" not in path.read_text(encoding="utf-8")

@@ -39,7 +39,7 @@ repro: .venv/complete ## Run the pipeline: only what has changed is rerun
 check: .venv/complete lint ## Check style and types, run the fast tests: under 3 minutes on two cores
 	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
-test: .venv/complete lint ## Check style and types, run every test: under 12 minutes on two cores
+test: .venv/complete lint ## Check style and types, run every test: under 15 minutes on two cores
 	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 coverage: .venv/complete ## Run every test and list the lines that none reaches

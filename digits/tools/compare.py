@@ -204,30 +204,33 @@ Table = tuple[str, list[str], list[list[str]]]  # title, header, rows
 
 
 def tables(found: Comparison) -> list[Table]:
-    """Return the tables of a report."""
-    sides, rows = (found.first, found.second), []
+    """Return the tables of a report, each narrow enough for 80 columns."""
+    sides, several = {"A": found.first, "B": found.second}, found.seeds[0] > 1
+    accuracies: list[list[str]] = []
     for split in SPLITS:
-        accuracies: list[Accuracy] = [getattr(one, split) for one in sides]
-        cells = [f"{one.accuracy:.2%} ({100 * one.low:.2f} to {100 * one.high:.2f})" for one in accuracies]
-        difference: Difference | None = getattr(found, split)
-        if difference:
-            finding = difference.finding
-            cells += [f"{finding.points} ({finding.interval})", difference.test, f"{finding.p:.2g}"]
-        else:
-            cells += ["–", "other images", "–"]
-        rows.append([split if split == "validation" else "test (for the report, not for choices)", *cells])
-    within = "range" if found.seeds[0] > 1 else "95 % interval"
-    header = ["split", f"A ({within})", f"B ({within})", "difference (95 % interval)", "test", "p"]
+        for name, one in sides.items():
+            said: Accuracy = getattr(one, split)
+            spread = f"{100 * said.deviation:.2f}" if said.deviation is not None else f"{said.errors} of {said.count:,}"
+            accuracies.append([split, name, f"{said.accuracy:.2%}", f"{said.low:.2%} to {said.high:.2%}", spread])
+    header = ["mean", "range", "deviation (% points)"] if several else ["accuracy", "95 % interval", "errors"]
+    differences: dict[str, Difference | None] = {split: getattr(found, split) for split in SPLITS}
+    tested = [
+        [split, one.finding.points, one.finding.interval, f"{one.finding.p:.2g}", one.test]
+        if one
+        else [split, "other images", "–", "–", "–"]
+        for split, one in differences.items()
+    ]
     classes = found.validation.classes if found.validation else {}
     changed = {name: row for name, row in classes.items() if row.fixed or row.broken}
     moved = [[name, *map(str, (row.images, row.fixed, row.broken)), f"{row.p:.2g}"] for name, row in changed.items()]
-    costs = [asdict(one.cost) for one in sides]
+    costs = [asdict(one.cost) for one in sides.values()]
     made = [
-        ("Accuracy", header, rows),
+        ("Accuracy", ["split", "", *header], accuracies),
+        ("Difference, B less A: validation decides", ["split", "difference", "95 % interval", "p", "test"], tested),
         ("Validation images that changed sides", ["class", "images", "fixed", "broken", "p (Holm)"], moved),
         ("Cost of training", ["", "A", "B"], [[key, *(_number(cost[key]) for cost in costs)] for key in costs[0]]),
     ]
-    for name in CAUSES:
+    for name in ("params", "data"):
         rows = [[key, *map(results.short, pair)] for key, pair in getattr(found, name).items()]
         made.append((f"Differences in {name}", ["", "A", "B"], rows))
     return [table for table in made if table[2]]
@@ -244,6 +247,8 @@ def markdown(found: Comparison) -> str:
     for title, header, rows in tables(found):
         lines += ["", f"### {title}", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
         lines += [f"| {' | '.join(row)} |" for row in rows]
+    if found.code:
+        lines += ["", "### Differences in code", "", ", ".join(f"`{file}`" for file in found.code)]
     return "\n".join(lines)
 
 
@@ -294,7 +299,7 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
         picture(found, first[0], second[0], arguments.picture)
     if arguments.format == "json":
         print(json.dumps(found.as_json(), indent=2))
-    elif arguments.format == "markdown" or not sys.stdout.isatty():
+    elif arguments.format == "markdown":
         print(markdown(found))
     else:
         Console().print(Markdown(markdown(found)))

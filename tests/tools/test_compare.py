@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,9 @@ def wrong_about(wrong: set[int], name: str = "any", images: str = "1" * 32, **pa
 
 
 BEFORE = wrong_about(set(range(20)), "one")
-AFTER = wrong_about({0, 1, 2, 40}, "other", **{"train.epochs": "5.0"})
+AFTER = replace(
+    wrong_about({0, 1, 2, 40}, "other", **{"train.epochs": "5.0"}), code={"a.py": "1" * 32, "b.py": "4" * 32}
+)
 
 
 @pytest.fixture
@@ -92,6 +95,7 @@ def test_results_on_other_images_cannot_be_compared() -> None:
     assert found.test
     assert found.verdict.startswith("no comparison: the two were validated on other images")
     assert found.data == {paths.VALIDATION.as_posix(): ["1" * 32, "9" * 32]}
+    assert "| validation | other images |" in compare.markdown(found)
 
 
 def test_several_seeds_are_compared_across_seeds() -> None:
@@ -129,8 +133,10 @@ def test_report_in_every_form_has_the_figures(capsys: pytest.CaptureFixture[str]
         "**B is better: ",
         "| train.epochs | 3 | 5.0 |",
         "+26.67 % points",
+        "| validation | A | 66.67% | 54.06% to 77.27% | 20 of 60 |",
         "| left | 20 | 6 | 0 |",
         "| seconds | 3.5 |",
+        "### Differences in code\n\n`b.py`\n",
     ):
         assert part in text
     dispatch(["compare", "A", "B"])
@@ -148,6 +154,28 @@ def test_report_in_every_form_has_the_figures(capsys: pytest.CaptureFixture[str]
     assert found["validation"]["classes"]["left"]["fixed"] == 6
     assert found["params"] == {"train.epochs": ["3", "5.0"]}
     assert found["words"].startswith("better: ")
+
+
+@pytest.mark.parametrize(("first", "second"), [("C0", "D1"), ("C0,C1", "D0,D1")])
+def test_console_shows_every_table_whole_in_80_columns(
+    named: dict[str, Result],
+    first: str,
+    second: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    knobs = {"augmentation.rotation": "10.123456789", "model.cnn.channels": "[32, 64, 64, 128]"}
+    for name, recipe in (("C", {}), ("D", knobs)):
+        for seed in "01":
+            named[name + seed] = wrong_about(set(range(int(seed) + 4 * len(recipe))), name, seed=seed, **recipe)
+    dispatch(["compare", first, second])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    spaced = re.sub(" +", " ", shown)
+    for _, _, rows in compare.tables(compare.compare(compare.side(first), compare.side(second))):
+        for row in rows:
+            assert re.sub(" +", " ", f" {' '.join(row)} ") in spaced
 
 
 def test_picture_shows_the_images_that_changed_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

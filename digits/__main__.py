@@ -1,6 +1,8 @@
 """The command line: `python -m digits`, or `digits` once installed. A command is imported only when it runs."""
 
+import shutil
 import sys
+import textwrap
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from importlib import import_module
 from inspect import getdoc
@@ -47,7 +49,9 @@ def dispatch(words: list[str]) -> None:
     module, function = target.split(":")
     command = getattr(import_module(f"digits.tools.{module}"), function)
     parser = Parser(prog=f"{program} {name}", formatter_class=RawDescriptionHelpFormatter)
-    parser.description, parser.epilog = getdoc(command), f"example:\n  {program} {name} {example}".rstrip()
+    width = shutil.get_terminal_size().columns - 2  # as argparse wraps the rest
+    parser.description = "\n\n".join(textwrap.fill(part, width) for part in (getdoc(command) or "").split("\n\n"))
+    parser.epilog = f"example:\n  {program} {name} {example}".rstrip()
     command(parser, rest)
 
 

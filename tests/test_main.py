@@ -85,13 +85,15 @@ def test_help_is_quick_and_imports_nothing_large() -> None:
 @pytest.mark.usefixtures("_stopping")
 @pytest.mark.parametrize("name", KNOWN)
 def test_help_of_a_command_explains_every_argument_and_ends_with_an_example(
-    name: str, capsys: pytest.CaptureFixture[str]
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
         dispatch([name, "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: digits {name} ")
+    assert max(map(len, text.splitlines())) <= 80
     assert Parser.last.description
     assert Parser.last.description.splitlines()[0] in text
     for action in Parser.last._actions:

@@ -1,6 +1,7 @@
 """What runs on GitHub."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from digits import paths
 
 from .conftest import ROOT, git
 
@@ -25,12 +28,16 @@ def test_a_pull_request_is_compared_with_its_base(tmp_path: Path) -> None:
     (command,) = (step["run"] for step in steps if step.get("name") == "Compare")
     copy = tmp_path / "copy"
     git("clone", "--quiet", str(ROOT), str(copy))  # as in CI: what is in git, and no data
-    environment = os.environ | {"BASE": "HEAD", "HEAD": "HEAD", "MLFLOW_TRACKING_URI": "off"}
+    table = copy / paths.VALIDATION_TABLE
+    table.write_text(re.sub(r"\b0,0\b", "0,6", table.read_text(encoding="utf-8"), count=30), encoding="utf-8")
+    git("-C", str(copy), "commit", "--quiet", "--all", "--message=a worse model")
+    environment = os.environ | {"BASE": "HEAD~1", "HEAD": "HEAD"}
     command = command.replace(".venv/bin/python", sys.executable)
     subprocess.run(["bash", "-c", command], cwd=copy, env=environment, check=True)
     told = (copy / "comparison.md").read_text(encoding="utf-8")
-    assert "| validation |" in told
-    assert "no evidence of a difference" in told
+    assert "**B is worse: -0.60 % points" in told
+    assert "| 0 | 494 | 0 | 30 |" in told
+    assert not git("-C", str(copy), "status", "--porcelain", "--ignored").replace("?? comparison.md\n", "")
 
 
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.iterdir()), ids=lambda path: path.name)

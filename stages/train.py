@@ -29,7 +29,8 @@ def main() -> None:
 
 def train(p: params.Params, device: torch.device) -> None:
     inputs, code = pipeline.inputs("train"), pipeline.code("train")
-    this = training.begin(p, splits.load(paths.TRAIN), splits.load(paths.VALIDATION), device)
+    learned, held_out = splits.load(paths.TRAIN), splits.load(paths.VALIDATION)
+    this = training.begin(p, learned, held_out, device)
     if not distributed.is_leader():
         for _ in this.epochs():
             pass
@@ -50,7 +51,7 @@ def train(p: params.Params, device: torch.device) -> None:
         models.save(this.network, description, paths.MODEL)
         curve.write(epochs, paths.CURVE_TABLE)
         figures.curve(epochs, paths.CURVE)
-        figures.augmentation(training.augmented(splits.load(paths.TRAIN), p, versions=4), paths.AUGMENTATION)
+        figures.augmentation(training.augmented(learned, p, versions=4), paths.AUGMENTATION)
         write_json(paths.TRAIN_METRICS, asdict(this.metrics()))
 
 

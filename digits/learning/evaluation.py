@@ -135,6 +135,11 @@ def confusion(predictions: Predictions) -> Tensor:
     return torch.bincount(places, minlength=classes * classes).view(classes, classes)
 
 
+def recall(confusion: Tensor) -> Tensor:
+    """Return the share of each class that is found, float64 [classes], 0 of an empty one, from a confusion matrix."""
+    return confusion.diag().double() / confusion.sum(dim=1).clamp(min=1)
+
+
 @dataclass(frozen=True)
 class Reliability:
     """Predictions in equal-width bins of confidence: count, mean confidence and accuracy of each, [bins]; empty: 0.
@@ -246,7 +251,7 @@ def scores(predictions: Predictions, bins: int, temperature: float = 1.0, reject
         calibration_error=reliability(predictions, bins).error,
         macro_f1=float((2 * hits / (actual + guessed).clamp(min=1)).mean()),
         calibrated=Calibrated(temperature, score(scaled.logits, labels)[0], reliability(scaled, bins).error),
-        recall={str(label): share for label, share in enumerate((hits / actual.clamp(min=1)).tolist())},
+        recall={str(label): share for label, share in enumerate(recall(matrix).tolist())},
         reviewed=_without(predictions, rejected) if rejected else None,
     )
 

@@ -46,7 +46,7 @@ def collect(
     """Return what the advice goes by."""
     split, errors = validation.split, int((~validation.correct).sum())
     matrix = evaluation.confusion(validation)
-    recall = (matrix.diag().double() / matrix.sum(dim=1).clamp(min=1)).tolist()
+    recall = evaluation.recall(matrix).tolist()
     mistakes = matrix.fill_diagonal_(0)
     pairs = (mistakes + mistakes.T).triu()
     worst, weakest = int(pairs.argmax()), min(range(len(recall)), key=recall.__getitem__)

@@ -10,7 +10,7 @@ from digits.images.corruptions import described
 from digits.images.splits import Statistics
 from digits.learning import curve, evaluation, exporting, models
 from digits.learning.evidence import Evidence
-from digits.learning.robustness import ORIGINAL
+from digits.learning.robustness import ORIGINAL, QUANTILES
 from digits.reports import advice
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -42,14 +42,16 @@ def model_card(
     ]
     recall = [f"| {description.classes[int(label)]} | {share:.2%} |" for label, share in test.recall.items()]
     corruptions = [
-        " | ".join([f"| {kind}", *(f"{100 * share:.1f}" for share in shares), f"{described(kind, 3)} |"])
+        " | ".join([f"| {kind}", *(f"{100 * share:.1f}" for share in shares), f"{described(kind, advice.MIDDLE)} |"])
         for kind, shares in robustness.corrupted.items()
     ]
     reviewed = ""
     if test.reviewed:
         what = f"without the {test.count - test.reviewed.count} images whose labels reviewers rejected"
         reviewed = f"| accuracy {what} | {test.reviewed.accuracy:.2%}, {test.reviewed.errors} errors |\n"
-    confidence = {kind: found[2] for kind, found in robustness.confidence.items() if kind != ORIGINAL}
+    confidence = {
+        kind: found[QUANTILES.index(0.5)] for kind, found in robustness.confidence.items() if kind != ORIGINAL
+    }
     images = dataset.train.count * train.epochs
     return TEMPLATE.read_text(encoding="utf-8").format(
         description=description,
@@ -73,6 +75,7 @@ def model_card(
         files="\n".join(files),
         reviewed=reviewed,
         recall="\n".join(recall),
+        severity=advice.MIDDLE,
         clean=f"{100 * robustness.accuracy:.1f}",
         corruptions="\n".join(corruptions),
         meaningless=", ".join(f"{kind} {share:.0%}" for kind, share in confidence.items()),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from digits.images.corruptions import SEVERITIES
 from digits.learning.evaluation import Predictions, calibrated, confusion, principal_components, wilson
+from digits.learning.evaluation import recall as recall_of
 from digits.learning.evaluation import reliability as sort
 from digits.learning.robustness import Robustness
 from digits.reports.figures.style import BLUE, GREY, ORANGE, cells, gallery, label_classes, saved
@@ -50,10 +51,8 @@ def misclassified(predictions: Predictions, limit: int, path: Path) -> None:
 def recall(predictions: Predictions, path: Path) -> None:
     """Show the recall of each class with Wilson's 95 % interval, and the accuracy over all."""
     matrix, classes = confusion(predictions), predictions.split.classes
-    found, intervals = [], []
-    for hits, count in zip(matrix.diag().tolist(), matrix.sum(dim=1).tolist(), strict=True):
-        found.append(hits / max(1, count))
-        intervals.append(wilson(hits, max(1, count)))
+    counts = zip(matrix.diag().tolist(), matrix.sum(dim=1).clamp(min=1).tolist(), strict=True)
+    found, intervals = recall_of(matrix).tolist(), [wilson(*pair) for pair in counts]
     with saved(path, max(7.0, 0.6 * len(classes) + 1), 3.6) as figure:
         axes = figure.subplots()
         spread = [[max(0.0, share - low) for share, (low, _) in zip(found, intervals, strict=True)]]

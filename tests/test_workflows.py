@@ -32,6 +32,7 @@ def test_a_pull_request_is_compared_with_its_base(tmp_path: Path) -> None:
     table.write_text(re.sub(r"\b0,0\b", "0,6", table.read_text(encoding="utf-8"), count=30), encoding="utf-8")
     git("-C", str(copy), "commit", "--quiet", "--all", "--message=a worse model")
     environment = os.environ | {"BASE": "HEAD~1", "HEAD": "HEAD"}
+    environment.pop("MLFLOW_TRACKING_URI", None)  # mlflow leaves it behind where another test has set a server
     command = command.replace(".venv/bin/python", sys.executable)
     subprocess.run(["bash", "-c", command], cwd=copy, env=environment, check=True)
     told = (copy / "comparison.md").read_text(encoding="utf-8")

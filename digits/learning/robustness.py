@@ -10,7 +10,7 @@ from digits.images.splits import Split, stratified
 from digits.learning import evaluation
 from digits.learning.streams import generator
 
-SAMPLE = 1000  # images: each of the 40 corruptions costs a pass over them
+SAMPLE = 500  # images: each of the 40 corruptions costs a pass over them
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 ORIGINAL = "validation images"
 

@@ -156,8 +156,10 @@ class Training:
         return curve.Epoch(len(progress.epochs) + 1, train_loss, loss, train_accuracy, accuracy, rate)
 
     def _score(self, split: Split) -> tuple[float, float]:
-        size = self._p.runtime.batch_size
-        found = evaluation.predict(self._final, split, size, self._device, self.precision)
+        # An epoch that may be kept is measured as evaluate will: in bfloat16, an image or two come out differently.
+        last = len(self._progress.epochs) + 1 == self._p.train.epochs
+        precision = torch.float32 if last or self._p.train.keep == "best" else self.precision
+        found = evaluation.predict(self._final, split, self._p.runtime.batch_size, self._device, precision)
         return evaluation.score(found.logits, split.labels)
 
     def metrics(self) -> curve.TrainMetrics:

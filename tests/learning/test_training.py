@@ -124,6 +124,17 @@ def test_bf16_learns_as_well_and_leaves_float32_weights(change: Change, keep: st
     assert not equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_kept_epoch_is_measured_in_float32_as_evaluate_will(change: Change, keep: str) -> None:
+    this = training_of(change(RECIPE | {"train.keep": keep}), precision=torch.bfloat16)
+    epochs = list(this.epochs())
+    found = evaluation.predict(this.network, HELD_OUT, 50, CPU)
+    expected = evaluation.score(found.logits, HELD_OUT.labels)
+    metrics = this.metrics()
+    assert (metrics.validation_loss, metrics.validation_accuracy) == expected
+    assert epochs[metrics.kept_epoch - 1].validation_loss == metrics.validation_loss
+
+
 def test_same_seed_gives_the_same_weights_to_the_last_bit_and_another_seed_others(change: Change) -> None:
     first_epochs, first = fit(change)
     network = small()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from digits.images.splits import Split
-from digits.reports.figures.style import gallery, saved
+from digits.reports.figures.style import ROW, gallery, saved
 
 
 def changed(
@@ -12,7 +12,7 @@ def changed(
 ) -> None:
     """Show images whose prediction changed from `before` to `after`: up to `limit` of each group of indices."""
     heights = {name: max(1, -(-min(len(places), limit) // 8)) for name, places in groups.items()}
-    with saved(path, 8.8, sum(heights.values()) * 1.35 + 0.4 * len(groups)) as figure:
+    with saved(path, 8.8, sum(heights.values()) * ROW + 0.4 * len(groups)) as figure:
         ratios = [height + 0.3 for height in heights.values()]
         blocks = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=ratios)[:, 0]
         for block, (name, places) in zip(blocks, groups.items(), strict=True):

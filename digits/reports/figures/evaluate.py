@@ -12,7 +12,7 @@ from digits.learning.evaluation import Predictions, calibrated, confusion, princ
 from digits.learning.evaluation import recall as recall_of
 from digits.learning.evaluation import reliability as sort
 from digits.learning.robustness import Robustness
-from digits.reports.figures.style import BLUE, GREY, ORANGE, cells, gallery, label_classes, saved
+from digits.reports.figures.style import BLUE, GREY, ORANGE, ROW, cells, gallery, label_classes, saved
 
 BADGE = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0}
 
@@ -42,7 +42,7 @@ def misclassified(predictions: Predictions, limit: int, path: Path) -> None:
     rows = max(1, -(-len(shown) // 8))
     names = [[split.classes[int(labels[place])] for place in shown] for labels in (split.labels, predictions.predicted)]
     titles = [f"{old} → {new}  {confidence[place]:.0%}" for old, new, place in zip(*names, shown, strict=True)]
-    with saved(path, 8.8, rows * 1.35 + 0.6) as figure:
+    with saved(path, 8.8, rows * ROW + 0.4) as figure:
         counts = f"{len(shown)} of {len(wrong)} misclassified test images"
         figure.suptitle(f"{counts}: true class → prediction, and its probability")
         gallery(figure, rows, [split.images[place] for place in shown], titles)

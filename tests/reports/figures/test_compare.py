@@ -25,7 +25,7 @@ def test_figure_is_a_png_of_the_same_bytes_whatever_the_users_own_style(tmp_path
 
 def test_changed_images_are_in_the_block_of_their_group(tmp_path: Path, drawn: list[Figure]) -> None:
     changed(tmp_path / "figure.png", {"put right by B": [1], "put wrong by B": [4, 9]})
-    titles = [axes.get_title() for axes in drawn[0].axes if axes.get_title()]
+    titles = [text.get_text() for axes in drawn[0].axes for text in axes.texts]
     assert titles == [f"{NAMES[1]}: left → {NAMES[1]}", f"{NAMES[4]}: {NAMES[4]} → right"]
     assert [shown(axes) for axes in drawn[0].axes if axes.images] == [brightness(1), brightness(4)]
     assert [block.get_suptitle().split(":")[0] for block in drawn[0].subfigs] == [

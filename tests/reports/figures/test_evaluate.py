@@ -14,7 +14,7 @@ from digits.learning.evaluation import Predictions, calibrated, wilson
 from digits.learning.robustness import Robustness
 from digits.reports.figures import evaluate
 
-from .conftest import CONFIDENCE, LONG, RIGHT, SPLIT, WRONG, Draw, brightness, check_drawing, named, predictions, shown
+from .conftest import CONFIDENCE, LONG, RIGHT, SPLIT, WRONG, Draw, brightness, check_drawing, named, predictions
 
 SURE = torch.where(CONFIDENCE > 0.7, RIGHT, WRONG)  # right where the confidence is high
 
@@ -62,9 +62,10 @@ def test_misclassified_images_are_the_most_confident_mistakes_first_and_no_more_
     predicted = RIGHT.clone()
     predicted[[1, 4, 9]] = WRONG[[1, 4, 9]]
     evaluate.misclassified(predictions(predicted), 2, tmp_path / "figure.png")
-    titles = [axes.get_title() for axes in drawn[0].axes if axes.get_title()]
+    titles = [text.get_text() for axes in drawn[0].axes for text in axes.texts]
     assert titles == ["left → middle  89%", "middle → right  62%"]
-    assert [shown(axes) for axes in drawn[0].axes if axes.images] == [brightness(9), brightness(4)]
+    sheet = torch.as_tensor(drawn[0].axes[0].images[0].get_array())
+    assert [int(part.sum()) for part in sheet.chunk(8, dim=1)] == [brightness(9), brightness(4)] + [0] * 6
     assert drawn[0].get_suptitle().startswith("2 of 3 misclassified")
 
 

@@ -60,16 +60,16 @@ bench: repro ## Measure accuracy, speed and cost: under an hour on two idle core
 	.venv/bin/python -m benchmarks.portable --processors $(quick)
 
 plots: .venv/complete ## Draw the plots of this folder, or of several: make plots REVISIONS="main slower"
-	@.venv/bin/dvc plots diff $(or $(REVISIONS),workspace)
+	@.venv/bin/python -m digits plots $(REVISIONS)
 
 # Of the metrics those that decide, of the params those that differ between the rows, and no files.
 experiments: .venv/complete ## List the experiments, newest first: what they changed and reached
-	@.venv/bin/dvc exp show --no-pager --only-changed --sort-by Created --sort-order desc \
+	@.venv/bin/dvc exp show --no-pager --only-changed \
 		--drop '^(?!(recipe|seed|(data|split|model|train|augmentation|runtime)\.[a-z_.]+)$$)' \
 		--keep '^(Experiment|validation_accuracy|metrics/test.json:errors|errors)$$'
 
-ui: .venv/complete ## Browse the runs at http://127.0.0.1:5000 (make ui PORT=5001 for another port)
-	$(MLFLOW_SERVER) --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
+ui: .venv/complete ## Browse every run in MLflow (make ui PORT=5001 for another port)
+	@.venv/bin/python -m digits ui --port $(PORT)
 
 # The database goes through the environment, since every user of the machine can read a command line. With ADDRESS, what
 # people type into the browser, mlflow accepts that host name, and changes from pages served under it.

@@ -16,7 +16,21 @@ from digits.errors import UserError
 
 from .conftest import ROOT, drawing
 
-KNOWN = ["summary", "compare", "seeds", "tune", "predict", "of", "reproduce", "diff", "verify", "repair", "sync"]
+KNOWN = [
+    "summary",
+    "compare",
+    "seeds",
+    "tune",
+    "plots",
+    "predict",
+    "ui",
+    "of",
+    "reproduce",
+    "diff",
+    "verify",
+    "repair",
+    "sync",
+]
 HELP_LIMIT = 0.3  # seconds of CPU
 
 
@@ -121,7 +135,8 @@ def test_every_command_that_a_message_or_page_names_exists() -> None:
 @pytest.mark.usefixtures("_stopping")
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/experiments.md"])
 def test_examples_in_the_documentation_are_understood(page: str) -> None:
-    examples = re.findall(r"python -m digits ([a-z][^`\n]*)", (ROOT / page).read_text(encoding="utf-8"))
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    examples = re.findall(r"python -m digits ([a-z][^`\n]*)", text)
     assert examples
     for words in examples:
         with pytest.raises((Understood, SystemExit)):  # the latter by --help

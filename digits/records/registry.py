@@ -3,7 +3,9 @@
 Each new network becomes a version; the alias `champion` names the one that proved best on validation images.
 """
 
+import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +13,14 @@ import torch
 
 from digits import paths
 from digits.datasets import SIDE
-from digits.files import md5, read_as, read_json, read_table
+from digits.errors import reason
+from digits.files import md5, parse_table, read_as
 from digits.images import splits
 from digits.images.batches import to_float
 from digits.learning import evaluation, models
 from digits.learning.layers import Calibrated
+from digits.records import pages
+from digits.records.names import KEY
 from digits.reports import significance
 
 if TYPE_CHECKING:
@@ -23,10 +28,43 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 MODEL_NAME, ALIAS = "mnist-classifier", "champion"
+ABOUT = f"A version for each network; `@{ALIAS}` is the best on validation images, by more than chance."
 
 
-def register(client: "MlflowClient", run_id: str) -> None:
-    """Log the trained network as an MLflow model of this run; a new one becomes a version, and may become champion."""
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a network is to be champion, and why, in words."""
+
+    wins: bool
+    words: str
+
+
+def register(client: "MlflowClient", run_id: str) -> str:
+    """Log the trained network as an MLflow model of this run; a new one becomes a version, and may become champion.
+
+    Return in words which version it is, and whether it is champion.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(MODEL_NAME)
+    except MlflowException:
+        client.create_registered_model(MODEL_NAME, description=ABOUT)
+    model_id = _log_model(client, run_id)
+    checksum = md5(paths.MODEL)
+    version = _version_of(client, checksum)
+    if not version:
+        # Not mlflow.register_model, which prints two lines.
+        tags = {f"{KEY}model": checksum}  # a page shows them one under the other
+        version = client.create_model_version(MODEL_NAME, f"models:/{model_id}", run_id, tags, model_id=model_id)
+    if ALIAS not in version.tags:
+        _decide(client, version)
+    said = client.get_model_version(MODEL_NAME, version.version).description or ""
+    return said.rpartition("\n\n")[2] or f"version {version.version}"  # without a description: an old one
+
+
+def _log_model(client: "MlflowClient", run_id: str) -> str:
+    """Log the network as a model of this run, named after it; return the model's id."""
     import mlflow.pytorch
     import numpy as np
     from mlflow.models import ModelSignature
@@ -40,56 +78,94 @@ def register(client: "MlflowClient", run_id: str) -> None:
     signature = ModelSignature(Schema([image]), Schema([logits]))
     example = to_float(splits.load(paths.TEST).images[:2]).numpy()  # two: a batch of one would be frozen into the graph
     needed = [f"torch=={torch.__version__.split('+')[0]}"]  # inferring them takes mlflow seconds
+    name = client.get_run(run_id).info.run_name or "model"
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.pytorch.log_model(
             Calibrated(network, temperature).eval(),
-            name="model",
+            name=re.sub(r"[^\w-]", "-", name),
             signature=signature,
             input_example=example,
             pip_requirements=needed,
         )
-    tags = {"model_md5": md5(paths.MODEL), "validation_md5": md5(paths.VALIDATION)}
-    tags["validation_accuracy"] = str(read_json(paths.TRAIN_METRICS)["validation_accuracy"])
-    known = client.search_model_versions(f"name = '{MODEL_NAME}' and tags.model_md5 = '{tags['model_md5']}'")
-    version = known[0] if known else mlflow.register_model(logged.model_uri, MODEL_NAME, tags=tags)
-    if "champion" not in version.tags:
-        _decide(client, version)
+    return str(logged.model_id)
+
+
+def _version_of(client: "MlflowClient", checksum: str) -> "ModelVersion | None":
+    """Return the version that has the network with this MD5; old versions have it in a tag of another name."""
+    for tag in (f"{KEY}model", "model_md5"):
+        if found := client.search_model_versions(f"name = '{MODEL_NAME}' and tags.`{tag}` = '{checksum}'"):
+            return found[0]
+    return None
+
+
+def verdict(client: "MlflowClient") -> str:
+    """Return in words how the predictions in this folder compare with the champion's; nothing without a champion."""
+    champion = _champion(client)
+    if not champion:
+        return ""
+    if champion.tags.get(f"{KEY}model") == md5(paths.MODEL):
+        return f"the champion, version {champion.version}"
+    return _judge(client, champion, md5(paths.VALIDATION), _right(paths.VALIDATION_TABLE.read_bytes())).words
+
+
+def _champion(client: "MlflowClient") -> "ModelVersion | None":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(MODEL_NAME, ALIAS)
+    except MlflowException:
+        return None
 
 
 def _decide(client: "MlflowClient", version: "ModelVersion") -> None:
     """Move the alias to this version if it is better on validation images by more than chance, or there is none.
 
-    By `significance.paired`, from the predictions that evaluate wrote; the test set has no say. Figures and decision
-    become tags of the version.
+    By `significance.paired`, from the predictions that evaluate wrote; the test set has no say. The answer becomes part
+    of the version's description.
     """
-    tags = {}
-    if ALIAS not in client.get_registered_model(MODEL_NAME).aliases:
-        wins, verdict = True, "the first"
-    else:
-        champion = client.get_model_version_by_alias(MODEL_NAME, ALIAS)
-        tags["compared_with_version"] = str(champion.version)
-        if version.tags["validation_md5"] != champion.tags.get("validation_md5"):
-            wins, verdict = False, f"version {champion.version} was validated on other images"
-        else:
-            new, old = _correct(client, version), _correct(client, champion)
-            fixed, broken = map(len, significance.changes(old, new))
-            finding = significance.paired(fixed, broken, len(new))
-            tags |= {"gain": str(finding.difference), "p": str(finding.p)}
-            wins = finding.verdict == "better"
-            verdict = f"{fixed} of {len(new):,} validation images fixed and {broken} broken"
-            verdict += f" against version {champion.version}, p = {finding.p:.2g} by McNemar's test"
-    if wins:
+    champion, found = _champion(client), Verdict(wins=True, words="the first")
+    if champion:
+        found = _judge(client, champion, _images(client, version), _correct(client, version))
+    if found.wins:
         client.set_registered_model_alias(MODEL_NAME, ALIAS, version.version)
-    for key, value in tags.items():
-        client.set_model_version_tag(MODEL_NAME, version.version, key, value)
-    answer = f"{'yes' if wins else 'no'}: {verdict}"
-    client.set_model_version_tag(MODEL_NAME, version.version, "champion", answer)  # last: an interrupted one is redone
-    print(f"MLflow: {MODEL_NAME} version {version.version}; champion? {answer}")
+    answer = f"{'champion' if found.wins else 'not champion'}, version {version.version}: {found.words}"
+    client.update_model_version(MODEL_NAME, version.version, f"{pages.figures(evaluated=True)}\n\n{answer}")
+    # Last: an interrupted one is redone.
+    client.set_model_version_tag(MODEL_NAME, version.version, ALIAS, "yes" if found.wins else "no")
+    print(f"MLflow: {MODEL_NAME} version {version.version}; champion? {'yes' if found.wins else 'no'}: {found.words}")
+
+
+def _judge(client: "MlflowClient", champion: "ModelVersion", images: str, right: list[bool]) -> Verdict:
+    """Compare with the champion, given the MD5 of the validation split and which of its images are right."""
+    from mlflow.exceptions import MlflowException
+
+    against = f"version {champion.version}"
+    try:
+        if images != _images(client, champion):
+            return Verdict(wins=False, words=f"{against} was validated on other images")
+        before = _correct(client, champion)
+    except (MlflowException, OSError) as error:
+        return Verdict(wins=False, words=f"{against} has lost its predictions: {reason(error)}")
+    fixed, broken = map(len, significance.changes(before, right))
+    finding = significance.paired(fixed, broken, len(right))
+    changes = f"{fixed} of {len(right):,} validation images fixed and {broken} broken against {against}"
+    return Verdict(finding.verdict == "better", f"{finding.words()}; {changes}")
+
+
+def _images(client: "MlflowClient", version: "ModelVersion") -> str:
+    """Return the MD5 of the validation split of a version: from its run, or from its own tags if it is an old one."""
+    if found := version.tags.get("validation_md5"):
+        return str(found)
+    read = client.get_run(str(version.run_id)).inputs
+    return next((one.dataset.digest for one in read.dataset_inputs if pages.is_validation(one)), "") if read else ""
 
 
 def _correct(client: "MlflowClient", version: "ModelVersion") -> list[bool]:
     """Return whether this version is right about each validation image, from the table in its run."""
     assert version.run_id  # `register` sets it
     with tempfile.TemporaryDirectory() as folder:
-        table = read_table(Path(client.download_artifacts(version.run_id, str(paths.VALIDATION_TABLE), folder)))
-    return [row["actual"] == row["predicted"] for row in table]
+        return _right(Path(client.download_artifacts(version.run_id, str(paths.VALIDATION_TABLE), folder)).read_bytes())
+
+
+def _right(table: bytes) -> list[bool]:
+    return [row["actual"] == row["predicted"] for row in parse_table(table)]

@@ -5,11 +5,13 @@ differs between equal files, and is looked up by the file's MD5: in every commit
 """
 
 import contextlib
+import errno
 import json
+import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -20,10 +22,11 @@ from digits.errors import UserError, reason
 from digits.files import flatten, is_intact, md5, parse_table
 from digits.learning.models import Description
 from digits.params.reading import choose
-from digits.records import lineage, runs, store
+from digits.records import lineage, names, runs, store
 
 WORKSPACE = "workspace"
 MODELS = (".safetensors", ".onnx", ".pt2")
+PREFIXES = {"train": "", "evaluate": "test_", "export": "export_"}  # of the figures of each stage's JSON file
 # The images of a split, and the predictions that evaluate wrote for them.
 SPLITS = {"validation": (paths.VALIDATION, paths.VALIDATION_TABLE), "test": (paths.TEST, paths.CONFUSION_TABLE)}
 
@@ -45,8 +48,9 @@ class Result:
     """All that is known of one result of the whole pipeline, a commit's or a run's.
 
     `patch` is how its code differs from `commit`, for `git apply`. `code` and `outputs` are MD5s by path; `params` are
-    text, `metrics` are named as in MLflow. `read` returns the content of a small output (in metrics/ or plots/), or
-    raises FileNotFoundError. `seconds` are those of training, which only MLflow knows.
+    text, without those of other networks than the one that was used; `metrics` are named as in the JSON files, with the
+    prefix of their stage. `read` returns the content of a small output (in metrics/ or plots/), or raises
+    FileNotFoundError. `seconds` are those of training, which only MLflow knows.
     """
 
     name: str
@@ -126,25 +130,30 @@ def from_lock(name: str, commit: str | None, read: Callable[[str], bytes]) -> Re
     outputs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
     code: dict[str, str] = {}
     knobs: dict[str, Any] = {}
-    metrics: dict[str, float] = {}
     for stage in stages.values():
         code |= {dep["path"]: dep["md5"] for dep in stage["deps"] if pipeline.is_code(dep["path"])}
         knobs |= flatten(choose(stage.get("params", {}).get("params.yaml", {})))
+    try:
+        metrics = _figures(outputs, read)
+    except FileNotFoundError as error:  # of an experiment that failed, say
+        raise UserError(f"{name}: has no {error.filename}, so no result; `dvc repro` makes it") from None
+    text = {key: str(value) for key, value in names.used(knobs).items()}
+    return Result(name, commit, b"", code, text, {}, outputs, metrics, read)
+
+
+def _figures(outputs: Iterable[str], read: Callable[[str], bytes]) -> dict[str, float]:
+    """Return what the JSON files of metrics among `outputs` say. Raises FileNotFoundError if one is missing."""
+    found: dict[str, float] = {}
     for stage, path in runs.METRICS.items():
         if path.as_posix() in outputs:
-            try:
-                values = flatten(json.loads(read(path.as_posix())))
-            except FileNotFoundError:  # of an experiment that failed, say
-                raise UserError(f"{name}: has no {path}, so no result; `dvc repro` makes it") from None
-            metrics |= {runs.PREFIXES[stage] + key: value for key, value in values.items()}
-    text = {key: str(value) for key, value in knobs.items()}
-    return Result(name, commit, b"", code, text, {}, outputs, metrics, read)
+            found |= {PREFIXES[stage] + key: value for key, value in flatten(json.loads(read(path.as_posix()))).items()}
+    return found
 
 
 def _content(commit: str, file: str) -> bytes:
     found = lineage.git("show", f"{commit}:./{file}")
     if found is None:
-        raise FileNotFoundError(file)
+        raise missing(file)
     return found
 
 
@@ -178,9 +187,16 @@ def from_run(run_id: str) -> Result | None:
     record, outputs = (json.loads(contents.get(file, "{}")) for file in (runs.RECORD, runs.OUTPUTS))
     commit, code, environment = record.get("commit"), record.get("code", {}), record.get("environment", {})
     name, patch, metrics = f"run {run_id} ({found.info.run_name})", contents.get(runs.PATCH, b""), found.data.metrics
-    figures = {key: value for key, value in metrics.items() if key != runs.SECONDS}
-    read, seconds = lambda file: _artifact(run_id, file), metrics.get(runs.SECONDS)
-    return Result(name, commit, patch, code, found.data.params, environment, outputs, figures, read, seconds)
+    seconds = metrics.get(names.SECONDS, metrics.get("training_seconds"))  # its name in old runs
+
+    def read(file: str) -> bytes:
+        return _artifact(run_id, file)
+
+    figures = metrics  # of a run that never finished a stage, or a trial
+    with contextlib.suppress(FileNotFoundError):
+        figures = _figures(outputs, read) or metrics
+    params = names.used(found.data.params)
+    return Result(name, commit, patch, code, params, environment, outputs, figures, read, seconds)
 
 
 def _artifact(run_id: str, file: str) -> bytes:
@@ -191,7 +207,12 @@ def _artifact(run_id: str, file: str) -> bytes:
         if there:
             with tempfile.TemporaryDirectory() as folder:
                 return Path(client.download_artifacts(run_id, file, folder)).read_bytes()
-    raise FileNotFoundError(file)
+    raise missing(file)
+
+
+def missing(file: str) -> FileNotFoundError:
+    """Return the error that the operating system raises for a file that is not there."""
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
 
 
 def with_run(result: Result) -> Result:
@@ -212,8 +233,9 @@ def runs_with(checksum: str) -> list[str]:
         return []
     with store.access():
         client, experiment = store.connect()
-        tags = [tag for tagged in runs.TAGS.values() for tag, path in tagged.items() if path.parts[0] == "models"]
-        found = (run for tag in tags for run in client.search_runs([experiment], f"tags.{tag} = '{checksum}'"))
+        files = [name for made in runs.MODELS.values() for name in made]
+        tags = [tag for name in files for tag in (f"{names.KEY}{name}", f"{name}_md5")]  # the latter in old runs
+        found = (run for tag in tags for run in client.search_runs([experiment], f"tags.`{tag}` = '{checksum}'"))
         return [str(run.info.run_id) for run in found]
 
 
@@ -259,8 +281,12 @@ def describe(path: Path) -> Description:
 
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return the keys whose values differ; 20 and 20.0 are equal, since different places write it differently."""
-    return [key for key in {**old, **new} if _number(old.get(key)) != _number(new.get(key))]
+    """Return the keys whose values differ; 20 and 20.0 are equal, since different places write it differently.
+
+    Of two params of different networks, `model.name` says so, and not every knob that only one of them has.
+    """
+    keys = [key for key in {**old, **new} if _number(old.get(key)) != _number(new.get(key))]
+    return [key for key in keys if "model.name" not in keys or not names.network(key)]
 
 
 def _number(value: Any) -> Any:

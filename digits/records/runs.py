@@ -18,7 +18,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,20 +31,15 @@ from digits.files import digest, flatten, md5, read_json
 from digits.learning import curve, distributed, runtime
 from digits.learning.curve import Epoch
 from digits.params import Params
-from digits.records import lineage, registry, store
+from digits.records import lineage, names, pages, registry, store
+from digits.records.names import KEY, SECONDS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SECONDS = "training_seconds"  # metric of a run: how long its training took, the only one that no file has
-
-# What a stage logs: the prefix of its metrics, and the files whose MD5 becomes a tag.
-PREFIXES = {"train": "", "evaluate": "test_", "export": "export_"}
-TAGS = {
-    "train": {"train_md5": paths.TRAIN, "validation_md5": paths.VALIDATION, "model_md5": paths.MODEL},
-    "evaluate": {"test_md5": paths.TEST},
-    "export": {"onnx_md5": paths.ONNX, "pt2_md5": paths.PT2},
-}
+# Of each stage: the splits that it reads, and the model files that it writes and by which its run is found.
+SPLITS = {"train": ("train", "validation"), "evaluate": ("test",), "export": ()}
+MODELS = {"train": {"model": paths.MODEL}, "evaluate": {}, "export": {"onnx": paths.ONNX, "pt2": paths.PT2}}
 METRICS = {"train": paths.TRAIN_METRICS, "evaluate": paths.TEST_METRICS, "export": paths.EXPORT_METRICS}
 RECORD, PATCH, OUTPUTS = "provenance/record.json", "provenance/uncommitted.patch", "provenance/outputs.json"
 
@@ -68,14 +63,14 @@ class TrainingRun:
             return self
         with store.survival():
             client, experiment = store.connect()
-            self._run_id = _clear_up(client, experiment, self._key)
+            self._run_id = clear_up(client, experiment, self._key)
             if self._run_id:
-                client.set_tag(self._run_id, "process", process_name())
+                client.set_tag(self._run_id, f"{KEY}process", process_name())
                 self._logged = _logged_epochs(client, self._run_id)
                 self._began -= client.get_run(self._run_id).data.metrics.get(SECONDS, 0.0)
             else:
                 self._run_id = create(client, experiment, self._params, self._device)
-                client.set_tag(self._run_id, "training", self._key)
+                client.set_tag(self._run_id, f"{KEY}training", self._key)
             self._live = True
         return self
 
@@ -84,7 +79,9 @@ class TrainingRun:
         if self._live and self._run_id and epoch.epoch not in self._logged:
             self._live = False
             with store.survival():
-                log_epochs(store.connect()[0], self._run_id, [epoch], **{SECONDS: time.monotonic() - self._began})
+                log_epochs(
+                    store.connect()[0], self._run_id, [epoch], {SECONDS: round(time.monotonic() - self._began, 1)}
+                )
                 self._live = True
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -124,15 +121,18 @@ def create(
     environment = runtime.environment(device, runtime.precision_of(p.runtime, device))
     environment["processes"] = str(distributed.size())
     tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": "dvc", "mlflow.user": getpass.getuser()}
-    tags |= {"process": process_name(), "code_md5": digest(code), **more}
-    tags |= {f"environment.{key}": value for key, value in environment.items()}
+    tags |= {f"{KEY}process": process_name(), f"{KEY}code": digest(code), pages.COLOR: pages.color(client, experiment)}
+    tags |= {"machine": "{device}, {threads} threads, {precision}, torch {torch}".format(**environment), **more}
+    if changed := pages.changed(p):
+        tags["changed"] = changed
     if experiment_name:
         tags["dvc_experiment"] = experiment_name
     if commit:
         tags |= {"git_commit": commit, "mlflow.source.git.commit": commit, "git_dirty": str(bool(patch)).lower()}
     created = client.create_run(experiment, tags=tags, run_name=name or experiment_name or (commit and commit[:7]))
     run_id = str(created.info.run_id)
-    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in p.flat().items()])
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in names.used(p.flat()).items()])
+    client.log_inputs(run_id, pages.datasets(p.data.name, SPLITS["train"]))
     client.log_dict(run_id, {"commit": commit, "code": code, "environment": environment}, RECORD)
     if patch:
         with tempfile.TemporaryDirectory() as folder:
@@ -156,12 +156,13 @@ def _is_gone(process: str) -> bool:
         return True
 
 
-def _clear_up(client: "MlflowClient", experiment: str, key: str | None = None) -> str | None:
+def clear_up(client: "MlflowClient", experiment: str, key: str | None = None) -> str | None:
     """Mark the runs whose process is gone as killed, and return the one of the training `key`, if it is among them."""
     found = None
     for left in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
-        if _is_gone(left.data.tags.get("process", "? 0 0")):
-            if key and not found and left.data.tags.get("training") == key:
+        tags = left.data.tags
+        if _is_gone(tags.get(f"{KEY}process", tags.get("process", "? 0 0"))):  # without the prefix in old runs
+            if key and not found and tags.get(f"{KEY}training") == key:
                 found = str(left.info.run_id)
             else:
                 client.set_terminated(left.info.run_id, "KILLED")
@@ -174,21 +175,23 @@ def _record(p: Params, stage: str, device: torch.device, run_id: str | None = No
     Later stages are included where DVC will skip them because their inputs are unchanged.
     """
     client, experiment = store.connect()
-    _clear_up(client, experiment)
-    names = list(METRICS)
-    known = names[: names.index(stage) + 1]
-    for name in names[len(known) :]:
+    clear_up(client, experiment)
+    stages = list(METRICS)
+    known = stages[: stages.index(stage) + 1]
+    for name in stages[len(known) :]:
         if not _up_to_date(name, p):
             break
         known.append(name)
-    digests = {f"digest_{name}": _digest(p, name) for name in known}
+    digests = {f"{KEY}{name}": _digest(p, name) for name in known}
     run_id = run_id or _find(client, experiment, digests) or create(client, experiment, p, device)
     tags = client.get_run(run_id).data.tags
     for place, name in enumerate(known, 1):
-        if f"digest_{name}" not in tags:
-            _log_stage(client, run_id, name)
+        if f"{KEY}{name}" not in tags:
+            verdict = _log_stage(client, run_id, name, p)
             client.log_dict(run_id, _outputs(known[:place]), OUTPUTS)
-            client.set_tag(run_id, f"digest_{name}", digests[f"digest_{name}"])  # last: an interrupted one is redone
+            said = pages.description(run_id, known[:place], verdict, tags.get("changed"))
+            client.set_tag(run_id, pages.NOTE, said)
+            client.set_tag(run_id, f"{KEY}{name}", digests[f"{KEY}{name}"])  # last: an interrupted one is redone
     client.set_terminated(run_id)
 
 
@@ -201,13 +204,14 @@ def _outputs(names: list[str]) -> dict[str, str]:
 
 
 def _digest(p: Params, stage: str) -> str:
-    return digest([p.flat(), [md5(file) for file in (*pipeline.outputs(stage), *TAGS[stage].values())]])
+    read = (pages.CONTEXTS[split][0] for split in SPLITS[stage])
+    return digest([p.flat(), [md5(file) for file in (*pipeline.outputs(stage), *read)]])
 
 
 def _find(client: "MlflowClient", experiment: str, digests: dict[str, str]) -> str | None:
     """Return the newest run of this code that trained this model with these params and contradicts no file at hand."""
     code = digest(pipeline.code(*pipeline.stages()))
-    same = f"tags.digest_train = '{digests['digest_train']}' and tags.code_md5 = '{code}'"
+    same = f"tags.`{KEY}train` = '{digests[f'{KEY}train']}' and tags.`{KEY}code` = '{code}'"
     for found in client.search_runs([experiment], same, order_by=["attributes.start_time DESC"]):
         if all(found.data.tags.get(tag, value) == value for tag, value in digests.items()):
             return str(found.info.run_id)
@@ -226,37 +230,53 @@ def _up_to_date(stage: str, p: Params) -> bool:
     )
 
 
-def _log_stage(client: "MlflowClient", run_id: str, stage: str) -> None:
+def _log_stage(client: "MlflowClient", run_id: str, stage: str, p: Params) -> str:
+    """Add what a stage read and wrote to a run; return the verdict against the champion, as far as it is known."""
     from mlflow.entities import Metric
 
-    step = 0
+    step, verdict = 0, ""
+    figures = names.metrics(stage, flatten(read_json(METRICS[stage])))
     if stage == "train":
         epochs = curve.read(paths.CURVE_TABLE)
         logged = _logged_epochs(client, run_id)
         log_epochs(client, run_id, [epoch for epoch in epochs if epoch.epoch not in logged])
         step = len(epochs)
-    for tag, path in TAGS[stage].items():
-        client.set_tag(run_id, tag, md5(path))
+        accuracy, counts = read_json(paths.TRAIN_METRICS)["validation_accuracy"], read_json(paths.DATASET_METRICS)
+        figures["errors/validation"] = names.errors(accuracy, counts["validation"]["count"])
+    elif SPLITS[stage]:
+        client.log_inputs(run_id, pages.datasets(p.data.name, SPLITS[stage]))
+    for name, path in MODELS[stage].items():
+        client.set_tag(run_id, f"{KEY}{name}", md5(path))
     now = int(time.time() * 1000)
-    metrics = {PREFIXES[stage] + key: value for key, value in flatten(read_json(METRICS[stage])).items()}
     old = client.get_run(run_id).data.metrics
-    client.log_batch(run_id, [Metric(key, value, now, step) for key, value in metrics.items() if old.get(key) != value])
+    client.log_batch(run_id, [Metric(key, value, now, step) for key, value in figures.items() if old.get(key) != value])
     for path in pipeline.outputs(stage):
-        client.log_artifact(run_id, str(path), path.parent.as_posix())
+        # The page that compares runs offers files that lie at the root, and no others.
+        at_root = path.suffix in (".png", ".md")
+        client.log_artifact(run_id, str(path), None if at_root else path.parent.as_posix())
+    if stage == "evaluate":
+        verdict = registry.verdict(client)
     if stage == "export":
         with store.lock("registry"):  # of two processes that register at once, the second sees what the first did
-            registry.register(client, run_id)
+            verdict = registry.register(client, run_id)
+    return verdict
 
 
 def _logged_epochs(client: "MlflowClient", run_id: str) -> set[int]:
-    return {metric.step for metric in client.get_metric_history(run_id, "train_loss")}
+    return {metric.step for metric in client.get_metric_history(run_id, "loss/train")}
 
 
-def log_epochs(client: "MlflowClient", run_id: str, epochs: Iterable[Epoch], **more: float) -> None:
+def log_epochs(
+    client: "MlflowClient", run_id: str, epochs: Iterable[Epoch], more: Mapping[str, float] | None = None
+) -> None:
     """Log epochs, and `more` metrics of each, in one request."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    rows = [asdict(epoch) | more for epoch in epochs]
-    metrics = ((key, value, row["epoch"]) for row in rows for key, value in row.items() if key != "epoch")
-    client.log_batch(run_id, [Metric(key, value, now, epoch) for key, value, epoch in metrics])
+    rows = {epoch.epoch: {key: value for key, value in asdict(epoch).items() if key != "epoch"} for epoch in epochs}
+    metrics = [
+        Metric(key, value, now, step)
+        for step, row in rows.items()
+        for key, value in {**names.metrics("train", row), **(more or {})}.items()
+    ]
+    client.log_batch(run_id, metrics)

@@ -17,6 +17,7 @@ from filelock import FileLock
 from digits import pipeline
 from digits.errors import UserError, reason
 from digits.files import atomic
+from digits.records import pages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,6 +47,11 @@ def is_empty() -> bool:
 def uri() -> str:
     """Return the tracking URI."""
     return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri()
+
+
+def is_remote() -> bool:
+    """Say whether runs are on a tracking server, and not in a database that this process opens."""
+    return uri().startswith(("http://", "https://"))
 
 
 def _own_uri() -> str:
@@ -103,7 +109,7 @@ def connect() -> tuple["MlflowClient", str]:
         if not (experiment := client.get_experiment_by_name(EXPERIMENT)):
             artifacts = (pipeline.home() / "mlartifacts").as_uri() if uri() == _own_uri() else None  # or the server's
             try:
-                return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+                return client, client.create_experiment(EXPERIMENT, artifacts, pages.experiment())
             except mlflow.MlflowException:  # the lock is this machine's only: another one may have been faster
                 if not (experiment := client.get_experiment_by_name(EXPERIMENT)):
                     raise

@@ -9,6 +9,7 @@ import torch
 from digits.learning.curve import Epoch
 from digits.params import Params
 from digits.records import runs, store
+from digits.records.names import KEY
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,6 +28,7 @@ class TrialRun:
         if not store.is_off():
             with store.survival(LOST):
                 client, experiment = store.connect()
+                runs.clear_up(client, experiment)
                 tags = {"mlflow.parentRunId": _run_of(client, experiment, self._study), "trial": str(self._number)}
                 name = f"{self._study} trial {self._number}"
                 self._run_id = runs.create(client, experiment, self._params, self._device, name, **tags)
@@ -59,11 +61,24 @@ def finish(study: str, pictures: list[Path]) -> None:
             client.set_terminated(run_id)
 
 
+def stop(study: str) -> None:
+    """Mark the run of a study as killed, until it is resumed."""
+    if not store.is_off():
+        with store.survival(LOST):
+            client, experiment = store.connect()
+            client.set_terminated(_run_of(client, experiment, study), "KILLED")
+
+
 def _run_of(client: "MlflowClient", experiment: str, study: str) -> str:
-    """Return the id of the run that stands for a study, created if need be."""
+    """Return the id of the run that stands for a study, created or resumed if need be."""
+    process = {f"{KEY}process": runs.process_name()}
     with store.lock("study"):  # of two processes that begin a study at once, the second sees what the first made
         found = client.search_runs([experiment], f"tags.study = '{study}'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
-        tags = {"study": study, "mlflow.user": getpass.getuser(), "process": runs.process_name()}
-        return str(client.create_run(experiment, tags=tags, run_name=f"study {study}").info.run_id)
+        if not found:
+            tags = {"study": study, "mlflow.user": getpass.getuser(), **process}
+            return str(client.create_run(experiment, tags=tags, run_name=f"study {study}").info.run_id)
+        run_id = str(found[0].info.run_id)
+        for key, value in process.items():  # of the processes that share a study, that of the newest trial
+            client.set_tag(run_id, key, value)
+        client.update_run(run_id, "RUNNING")
+        return run_id

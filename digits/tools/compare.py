@@ -102,13 +102,10 @@ class Comparison:
         if not self.validation:
             return "no comparison: the two were validated on other images; give both the same data and split"
         finding, several = self.validation.finding, self.seeds[0] > 1
-        figures = f"{finding.points} (95 % interval {finding.interval}), p = {finding.p:.2g}"
-        if finding.verdict == "no evidence":
-            unit = "seeds of each" if several else "images"
-            needed = f"; a difference of this size takes about {finding.needed or 0:,} {unit} to show"
-            return f"no evidence of a difference at this sample size: {figures}{needed if finding.needed else ''}"
-        hint = ". This is about these two networks; other seeds would give others: `python -m digits seeds`"
-        return f"{finding.verdict}: {figures}{'' if several else hint}"
+        words = finding.words("seeds of each" if several else "images")
+        if finding.verdict == "no evidence" or several:
+            return words
+        return f"{words}. This is about these two networks; other seeds would give others: `python -m digits seeds`"
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as values that JSON can represent."""

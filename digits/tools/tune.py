@@ -358,8 +358,9 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
     try:
         search_on(study, objective, count)
         best = report(study, search)
-    except Exception as error:
-        if not (lost := _lost(error)):
+    except BaseException as error:
+        studies.stop(search.study)
+        if not isinstance(error, Exception) or not (lost := _lost(error)):
             raise
         raise UserError(f"--storage: {arguments.storage} is lost: {lost}; start again to resume") from None
     if arguments.write:

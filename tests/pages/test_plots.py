@@ -1,6 +1,7 @@
 """The page of `dvc plots`, in a browser without internet."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,29 @@ def test_without_the_bundle_the_page_asks_the_web_and_fails_quietly(browser: "Br
             assert not [error for error in errors if "is not defined" in error]
     finally:
         hidden.rename(bundle_file)
+
+
+def test_figures_that_are_the_same_in_two_revisions_are_shown_once(browser: "Browser", project: Path) -> None:
+    changed = project / "plots/confusion.png"
+    content = changed.read_bytes()
+    changed.write_bytes((ROOT / "benchmarks/accuracy.png").read_bytes())
+    try:
+        command = [sys.executable, "-m", "digits", "plots", "HEAD", "workspace"]
+        done = subprocess.run(
+            command, cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+        )
+    finally:
+        changed.write_bytes(content)
+    page_file = project / "dvc_plots/index.html"
+    assert done.stdout == f"{page_file.as_uri()}\n"
+    with opened(browser, page_file) as (page, errors, _):
+        drawn(page)
+        pictures = [path for path in pipeline.outputs(*pipeline.stages()) if path.suffix == ".png"]
+        shown = page.eval_on_selector_all("img", "images => images.map(image => image.getAttribute('src'))")
+        assert len(shown) == len(pictures) + 1
+        labels = page.locator("img").locator("xpath=preceding-sibling::p").all_inner_texts()
+        assert labels.count("workspace, HEAD") == len(pictures) - 1
+        assert not errors
 
 
 def test_template_of_robustness_names_every_corruption() -> None:

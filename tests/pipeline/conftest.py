@@ -20,6 +20,7 @@ import yaml
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
 
 from digits import params, pipeline
 from digits.__main__ import dispatch
@@ -35,6 +36,11 @@ SHORT = {
     "checkpoint: 5.0": "checkpoint: 0.2",
     "threads: 2": "threads: 1",  # the tests run in two processes, and threads that wait for a busy core cost seconds
 }
+
+
+def has(version: ModelVersion, run: Run) -> bool:
+    """Say whether a version has the model of a run."""
+    return bool(version.tags["mlflow.digits.model"] == run.data.tags["mlflow.digits.model"])
 
 
 @dataclass(frozen=True)
@@ -92,36 +98,72 @@ class Project:
 
     def assert_complete(self, run: Run) -> None:
         """Assert that the run has the params, metrics, files and model that are in the working directory."""
-        expected = (
-            self.json("metrics/train.json")
-            | {f"test_{key}": value for key, value in self.json("metrics/test.json").items()}
-            | {f"export_{key}": value for key, value in self.json("metrics/export.json").items()}
-        )
-        rates = {"learning_rate": run.data.metrics["learning_rate"]}
-        measured = {key: value for key, value in run.data.metrics.items() if key != "training_seconds"}
-        assert measured == expected | rates
+        train, test = self.json("metrics/train.json"), self.json("metrics/test.json")
+        export, count = self.json("metrics/export.json"), self.json("metrics/dataset.json")["validation.count"]
+        wrong = 1 - train["validation_accuracy"]
+        expected = {
+            "error/validation": 100 * wrong,
+            "error/train": 100 * (1 - train["train_accuracy"]),
+            "error/test": 100 * (1 - test["accuracy"]),
+            "error/test_low": 100 * (1 - test["accuracy_high"]),
+            "error/test_high": 100 * (1 - test["accuracy_low"]),
+            "errors/validation": wrong * count,
+            "errors/test": test["errors"],
+            "loss/train": train["train_loss"],
+            "loss/validation": train["validation_loss"],
+            "loss/test": test["loss"],
+            "loss/test_calibrated": test["calibrated.loss"],
+            "probability/calibration_error": test["calibration_error"],
+            "probability/calibration_error_calibrated": test["calibrated.calibration_error"],
+            "probability/temperature": test["calibrated.temperature"],
+            "schedule/epochs": train["epochs"],
+            "schedule/kept_epoch": train["kept_epoch"],
+            "size/parameters": train["parameters"],
+            "size/test_images": test["count"],
+            "recall/macro_f1": test["macro_f1"],
+        }
+        expected |= {f"recall/{label}": test[f"recall.{label}"] for label in range(10)}
+        if "reviewed.accuracy" in test:
+            expected |= {"error/test_reviewed": 100 * (1 - test["reviewed.accuracy"])}
+            expected |= {"errors/test_reviewed": test["reviewed.errors"]}
+            expected |= {"size/test_images_reviewed": test["reviewed.count"]}
+        for name in ("onnx", "pt2"):
+            expected[f"export/{name}_error"] = 100 * (1 - export[f"{name}.accuracy"])
+            expected[f"size/{name}_bytes"] = export[f"{name}.bytes"]
+            expected[f"export/{name}_difference"] = export[f"{name}.max_abs_difference"]
+        rates = {"schedule/learning_rate": run.data.metrics["schedule/learning_rate"]}
+        measured = {key: value for key, value in run.data.metrics.items() if key != "time/training_seconds"}
+        assert measured == pytest.approx(expected | rates, abs=1e-6)
         knobs = params.load(networks.check, path=self.root / "params.yaml").flat()
-        assert run.data.params == {key: str(value) for key, value in knobs.items()}
+        others = {"model.resnet", "model.mlp", "model.linear", "model.cnn"} - {f"model.{knobs['model.name']}"}
+        used = {key: str(value) for key, value in knobs.items() if key.rpartition(".")[0] not in others}
+        assert run.data.params == used
         assert run.info.status == "FINISHED"
-        steps = [metric.step for metric in self.client.get_metric_history(run.info.run_id, "train_loss")]
+        assert self.description(run).startswith(f"**{100 * wrong:.2f} % validation error (95 % interval ")
+        steps = [metric.step for metric in self.client.get_metric_history(run.info.run_id, "loss/train")]
         assert steps == list(range(1, int(run.data.params["train.epochs"]) + 1))
         files = {
             file.path
-            for folder in ("metrics", "models", "models/export", "plots")
+            for folder in (None, "metrics", "models", "models/export", "plots")
             for file in self.client.list_artifacts(run.info.run_id, folder)
             if not file.is_dir
         }
+        pictures = ("training", "augmentation", "confusion", "recall", "misclassified", "reliability", "robustness")
         assert files == {
             *(f"metrics/{name}.json" for name in ("train", "test", "evidence", "export")),
             *("models/model.safetensors", "models/export/model.onnx", "models/export/model.pt2"),
-            "models/export/MODEL_CARD.md",
             *(f"plots/{name}.csv" for name in ("training", "confusion", "validation", "robustness")),
-            *(f"plots/{name}.png" for name in ("training", "augmentation", "confusion", "recall", "misclassified")),
-            *(f"plots/{name}.png" for name in ("reliability", "robustness", "embedding")),
+            *(f"{name}.png" for name in (*pictures, "embedding")),
+            "MODEL_CARD.md",
         }
-        versions = self.client.search_model_versions("name='mnist-classifier'")
-        assert [version.tags["model_md5"] for version in versions].count(run.data.tags["model_md5"]) == 1
+        (version,) = (one for one in self.client.search_model_versions("name='mnist-classifier'") if has(one, run))
+        assert version.tags.keys() == {"mlflow.digits.model", "champion"}
+        figures, verdict = str(version.description).split("\n\n")
+        assert self.description(run).startswith(f"**{figures}**; {verdict}")
         assert json.loads(self.artifact(run, "provenance/outputs.json")) == self.locked()
+
+    def description(self, run: Run) -> str:
+        return str(run.data.tags["mlflow.note.content"])
 
     def artifact(self, run: Run, path: str) -> bytes:
         """Return the content of a run's artifact."""

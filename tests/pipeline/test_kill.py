@@ -100,5 +100,5 @@ def test_training_resumes_from_its_checkpoint_in_the_same_run(workshop: Project)
     runs = workshop.mlflow_runs()
     assert len(runs) == before + 1
     assert runs[0].info.status == "FINISHED"
-    steps = [metric.step for metric in workshop.client.get_metric_history(runs[0].info.run_id, "train_loss")]
+    steps = [metric.step for metric in workshop.client.get_metric_history(runs[0].info.run_id, "loss/train")]
     assert steps == [1]

@@ -1,6 +1,7 @@
 """The whole pipeline as people run it: real MNIST, real DVC, a real MLflow database."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,21 @@ def test_first_run_writes_everything_and_leaves_one_complete_run(finished: Proje
 
 
 def test_run_names_its_code_data_and_model(finished: Project) -> None:
-    tags, md5 = finished.mlflow_runs()[0].data.tags, finished.locked()
-    assert tags["train_md5"] == md5["data/splits/train.safetensors"]
-    assert tags["validation_md5"] == md5["data/splits/validation.safetensors"]
-    assert tags["test_md5"] == md5["data/splits/test.safetensors"]
-    assert tags["model_md5"] == md5["models/model.safetensors"]
+    run, md5 = finished.mlflow_runs()[0], finished.locked()
+    tags, counts = run.data.tags, finished.json("metrics/dataset.json")
+    assert run.inputs
+    assert {(one.dataset.name, one.dataset.digest, one.tags[0].value) for one in run.inputs.dataset_inputs} == {
+        ("mnist train", md5["data/splits/train.safetensors"], "training"),
+        ("mnist validation", md5["data/splits/validation.safetensors"], "validation"),
+        ("mnist test", md5["data/splits/test.safetensors"], "test"),
+    }
+    for one in run.inputs.dataset_inputs:
+        split = one.dataset.name.split()[1]
+        size = (finished.root / f"data/splits/{split}.safetensors").stat().st_size
+        assert json.loads(str(one.dataset.profile)) == {"num_rows": counts[f"{split}.count"], "bytes": size}
+    for name, path in {"model": "model.safetensors", "onnx": "export/model.onnx", "pt2": "export/model.pt2"}.items():
+        assert tags[f"mlflow.digits.{name}"] == md5[f"models/{path}"]
+    assert len([key for key in tags if not key.startswith("mlflow.")]) <= 10
     assert tags["git_commit"] == finished.run("git", "rev-list", "--max-parents=0", "HEAD").stdout.strip()
     assert tags["git_dirty"] == "false"
 
@@ -42,9 +53,13 @@ def test_curve_in_mlflow_is_the_curve_in_the_file(finished: Project) -> None:
     (run,) = finished.mlflow_runs()
     with (finished.root / "plots/training.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    for name in ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy", "learning_rate"):
+    columns = {"loss/train": "train_loss", "loss/validation": "validation_loss"}
+    columns |= {"error/train": "train_accuracy", "error/validation": "validation_accuracy"}
+    for name, column in {**columns, "schedule/learning_rate": "learning_rate"}.items():
         history = finished.client.get_metric_history(run.info.run_id, name)
-        assert [metric.value for metric in history] == [float(row[name]) for row in rows]
+        values = [float(row[column]) for row in rows]
+        expected = [100 * (1 - value) for value in values] if name.startswith("error/") else values
+        assert [metric.value for metric in history] == pytest.approx(expected, abs=1e-6)
 
 
 def test_registered_model_scores_as_evaluate_reported(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,8 +73,8 @@ def test_silent_tracking_server_costs_a_line_and_sync_fills_the_run_in_later(pro
         experiment = client.get_experiment_by_name("mnist")
         assert experiment
         (run,) = client.search_runs([experiment.experiment_id])
-        assert run.data.metrics["test_accuracy"] == project.json("metrics/test.json")["accuracy"]
-        assert [metric.step for metric in client.get_metric_history(run.info.run_id, "train_loss")] == [1, 2]
+        assert run.data.metrics["errors/test"] == project.json("metrics/test.json")["errors"]
+        assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss/train")] == [1, 2]
         assert len(client.search_model_versions("name='mnist-classifier'")) == 1
         assert [file.path for file in client.list_artifacts(run.info.run_id, "models")] != []
 

@@ -1,17 +1,20 @@
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from digits import paths
 from digits.errors import UserError
 from digits.learning import exporting, models, networks
 from digits.learning.models import Description
-from digits.records import results
+from digits.records import results, runs
 from digits.records.results import Answers, Result
 
 from ..conftest import git
+from .conftest import EPOCH, experiment, training_run
 
 DESCRIPTION = Description(
     "mlp", ["a", "b"], {"hidden": [3], "dropout": 0.0}, {"seed": 4}, {"data/train": "1a2b"}, "3c4d"
@@ -129,6 +132,36 @@ def test_looking_a_run_up_makes_no_database(tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.iterdir())
 
 
+def test_run_logged_under_old_names_is_found_and_read(client: MlflowClient) -> None:
+    model, train = "7" * 32, {"validation_accuracy": 0.99, "parameters": 12}
+    outputs = {"models/model.safetensors": model, "metrics/train.json": "8" * 32, paths.VALIDATION.as_posix(): "9" * 32}
+    run_id = client.create_run(experiment(client), tags={"model_md5": model}, run_name="old").info.run_id
+    for key, value in {"model.name": "mlp", "model.mlp.dropout": "0.1", "model.cnn.dropout": "0.2"}.items():
+        client.log_param(run_id, key, value)
+    for name, figure in {**train, "training_seconds": 31.5}.items():
+        client.log_metric(run_id, name, figure)
+    client.log_dict(run_id, train, "metrics/train.json")
+    client.log_dict(run_id, {"commit": "c" * 40, "code": {}, "environment": {"threads": "2"}}, runs.RECORD)
+    client.log_dict(run_id, outputs, runs.OUTPUTS)
+    client.log_text(run_id, "actual,predicted\na,b\n", "plots/validation.csv")
+    assert results.runs_with(model) == [run_id]
+    found = results.load(run_id)
+    assert found.metrics == train
+    assert found.seconds == 31.5
+    assert found.params == {"model.name": "mlp", "model.mlp.dropout": "0.1"}
+    assert found.answers("validation").predicted == ["b"]
+
+
+@pytest.mark.usefixtures("client")
+def test_run_that_finished_no_stage_has_the_figures_that_were_logged() -> None:
+    with contextlib.suppress(UserError), training_run() as live:
+        live.log(EPOCH)
+        raise UserError
+    found = results.load(str(live._run_id))
+    assert found.metrics["error/validation"] == 20
+    assert found.seconds
+
+
 @pytest.mark.parametrize(
     ("old", "new", "keys"),
     [
@@ -136,6 +169,12 @@ def test_looking_a_run_up_makes_no_database(tmp_path: Path, monkeypatch: pytest.
         ({"a": str(2**62)}, {"a": str(2**62 + 1)}, ["a"]),
         ({"a": "0e1" * 8}, {"a": "0e2" * 8}, ["a"]),
         ({"a": "1", "b": "2"}, {"b": "2", "c": "3"}, ["a", "c"]),
+        ({"model.name": "cnn", "model.cnn.crop": "2"}, {"model.name": "mlp", "model.mlp.hidden": "3"}, ["model.name"]),
+        (
+            {"model.name": "cnn", "model.cnn.crop": "2"},
+            {"model.name": "cnn", "model.cnn.crop": "0"},
+            ["model.cnn.crop"],
+        ),
     ],
 )
 def test_values_are_compared_as_numbers_where_they_are_numbers(

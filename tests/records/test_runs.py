@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -24,7 +25,7 @@ def test_epochs_can_be_seen_during_training(client: MlflowClient) -> None:
         live.log(EPOCH)
         run = newest(client)
     assert run.info.status == "RUNNING"
-    assert run.data.metrics["validation_accuracy"] == 0.8
+    assert run.data.metrics["error/validation"] == 20
     assert run.data.params["train.epochs"] == "2"
 
 
@@ -67,7 +68,7 @@ def test_run_of_a_killed_training_is_resumed_by_the_same_training(client: Mlflow
         live.log(replace(EPOCH, epoch=2))
         raise UserError
     assert newest(client).info.run_id == killed
-    assert [metric.step for metric in client.get_metric_history(killed, "train_loss")] == [1, 2]
+    assert [metric.step for metric in client.get_metric_history(killed, "loss/train")] == [1, 2]
     assert newest(client).info.status == "FAILED"
 
 
@@ -85,11 +86,13 @@ def test_run_of_a_killed_training_is_marked_by_another_one(client: MlflowClient)
 def test_run_records_what_its_last_bits_depend_on(client: MlflowClient) -> None:
     with contextlib.suppress(UserError), training_run():
         raise UserError
-    tags = newest(client).data.tags
+    run = newest(client)
+    environment = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/{runs.RECORD}")["environment"]
     for name in ("processor", "instructions", "threads", "device", "precision", "torch", "numpy", "python", "mlflow"):
-        assert tags[f"environment.{name}"]
-    assert tags["environment.torch"] == torch.__version__
-    assert tags["environment.threads"] == str(torch.get_num_threads())
+        assert environment[name]
+    assert environment["torch"] == torch.__version__
+    assert environment["threads"] == str(torch.get_num_threads())
+    assert run.data.tags["machine"] == "cpu, {threads} threads, {precision}, torch {torch}".format(**environment)
 
 
 def test_run_of_an_experiment_has_its_name(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +121,7 @@ def test_epochs_that_could_not_be_logged_live_are_added_at_the_end(
     write_params(SHORT | {"train.epochs": 4})
     run_stage("train")
     run = newest(client)
-    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train_loss")]
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "loss/train")]
     assert steps == [1, 2, 3, 4]
     assert len(calls) == 3  # the first, the one that failed, and all that was missing
     assert run.info.status == "FINISHED"
@@ -133,10 +136,10 @@ def test_same_params_trained_twice_are_two_runs_and_evaluation_belongs_to_the_ne
     run_stage("train")
     second = newest(client)
     assert second.info.run_id != first.info.run_id
-    assert "test_accuracy" not in second.data.metrics
+    assert "error/test" not in second.data.metrics
     run_stage("evaluate")
     assert newest(client).info.run_id == second.info.run_id
-    assert newest(client).data.metrics["test_accuracy"] == first.data.metrics["test_accuracy"]
+    assert newest(client).data.metrics["error/test"] == first.data.metrics["error/test"]
 
 
 @pytest.mark.usefixtures("miniature")

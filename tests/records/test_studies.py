@@ -1,3 +1,4 @@
+import platform
 from pathlib import Path
 
 import optuna
@@ -9,6 +10,7 @@ from mlflow.entities import Run
 from digits import params
 from digits.learning import networks
 from digits.records import studies
+from digits.records.names import KEY
 from digits.records.studies import TrialRun
 
 from .conftest import EPOCH, experiment
@@ -38,7 +40,7 @@ def test_trials_are_runs_under_the_one_of_their_study_which_ends_with_pictures(
     for run in trials:
         assert run.info.status == "FINISHED"
         assert run.data.params["train.epochs"] == "2"
-        assert run.data.metrics["validation_accuracy"] == EPOCH.validation_accuracy
+        assert run.data.metrics["error/validation"] == 20
     (tmp_path / "history.png").write_bytes(b"picture")
     studies.finish("two", [tmp_path / "history.png"])
     parent, _ = study_and_trials(client, "two")
@@ -75,3 +77,26 @@ def test_unusable_database_costs_a_line_and_no_trial(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("MLflow at http://127.0.0.1:9 cannot be used: ")
     assert line.endswith("; the search continues without a record there")
+
+
+def test_search_that_is_stopped_does_not_stay_running_until_it_is_resumed(client: MlflowClient) -> None:
+    with trial("stopped") as live:
+        live.log(EPOCH)
+    studies.stop("stopped")
+    assert study_and_trials(client, "stopped")[0].info.status == "KILLED"
+    with trial("stopped", 1):
+        assert study_and_trials(client, "stopped")[0].info.status == "RUNNING"
+    studies.finish("stopped", [])
+    assert study_and_trials(client, "stopped")[0].info.status == "FINISHED"
+
+
+def test_search_that_was_killed_is_marked_by_the_next_trial_of_another(client: MlflowClient) -> None:
+    with trial("killed"):
+        pass
+    parent, _ = study_and_trials(client, "killed")
+    client.set_tag(parent.info.run_id, f"{KEY}process", "elsewhere 1 0.00")
+    with trial("another"):
+        assert study_and_trials(client, "killed")[0].info.status == "RUNNING"  # of another machine: nobody knows
+    client.set_tag(parent.info.run_id, f"{KEY}process", f"{platform.node()} {2**22} 0.00")
+    with trial("another", 1):
+        assert study_and_trials(client, "killed")[0].info.status == "KILLED"

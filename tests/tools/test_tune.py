@@ -300,7 +300,7 @@ def test_trials_are_runs_under_the_run_of_the_study(project: Path, monkeypatch: 
     for found in trials:
         trial = study.trials[int(found.data.tags["trial"])]
         assert found.data.params["train.learning_rate"] == str(float(f"{trial.params['train.learning_rate']:.4g}"))
-        assert found.data.metrics["validation_accuracy"] == trial.value
+        assert found.data.metrics["error/validation"] == pytest.approx(100 - 100 * (trial.value or 0))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

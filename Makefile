@@ -74,7 +74,7 @@ ui: .venv/complete ## Browse every run in MLflow (make ui PORT=5001 for another 
 # The database goes through the environment, since every user of the machine can read a command line. With ADDRESS, what
 # people type into the browser, mlflow accepts that host name, and changes from pages served under it.
 server: THIS_MACHINE := localhost:*,127.0.0.1:*,
-server: .venv/complete ## Serve a team's runs: make server DATABASE=postgresql://... ARTIFACTS=folder (see README)
+server: .venv/complete ## Serve a team's runs: make server DATABASE=postgresql://... ARTIFACTS=folder (see docs/servers.md)
 	$(if $(DATABASE),,$(error name the database: make server DATABASE=postgresql://user@host/name ARTIFACTS=folder))
 	@MLFLOW_BACKEND_STORE_URI="$$DATABASE" $(MLFLOW_SERVER) --host $(HOST) --port $(PORT) \
 		--artifacts-destination '$(ARTIFACTS)' $(if $(ADDRESS),--cors-allowed-origins '$(ADDRESS)' \

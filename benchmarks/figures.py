@@ -24,7 +24,7 @@ def error_over_seconds(table: Path, targets: Sequence[float]) -> None:
     for row in read_table(table):
         trainings = curves.setdefault(row["contestant"], {})
         trainings.setdefault(row["seed"], []).append((float(row["seconds"]), float(row["validation_accuracy"])))
-    with saved(table.with_suffix(".png"), 9, 5) as figure:
+    with saved(table.with_suffix(".png"), 9, 3.6) as figure:
         axes = figure.subplots()
         for name, by_seed in curves.items():
             color, middle = COLORS[name], []

@@ -15,7 +15,7 @@ import itertools
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.study import ROWS, command, results
+from benchmarks.study import ROWS, command, results, wrapped
 from digits.errors import UserError, run
 from digits.files import write_text
 from digits.records.results import SPLITS, Result
@@ -63,11 +63,11 @@ def main() -> None:
         "quick against the MLP, same seed": list(map(findings, mlp, quick)),
     }
     made = table(groups)
-    commands = "\n".join(command(row, options.count) for row in (QUICK, MLP))
+    commands = "\n".join(wrapped(command(row, options.count)) for row in (QUICK, MLP))
     write_text(
         PAGE,
         "McNemar's exact test on the same images, verdicts at p < 0.05 (`python -m benchmarks.noise`):\n\n"
-        f"{made}\n\n```\n{commands}\n```\n\n"
+        f"{made}\n\n<!-- not run: minutes of training -->\n```bash\n{commands}\n```\n\n"
         "Two networks that differ by their seed alone are still two networks: the test split, twice as large, shows\n"
         "some of these differences. To compare recipes and not networks, compare across seeds.\n",
     )

@@ -129,8 +129,8 @@ def table(rows: Sequence[Row], lines: list[dict[str, str]]) -> str:
         return [float(line[key]) for line in lines if line["name"] == name and line[key]]
 
     text = [
-        "| change | seeds | validation, mean ± deviation, % | difference (95 % interval), % points | verdict | test, % "
-        "| parameters | training, s |",
+        "| change | seeds | validation, mean ± deviation, % | difference (95 % interval), % points | verdict | "
+        "test, % | parameters | training, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -148,8 +148,21 @@ def table(rows: Sequence[Row], lines: list[dict[str, str]]) -> str:
             f"{verdict} | {100 * mean(column(row.name, 'test_accuracy')):.2f} | "
             f"{column(row.name, 'parameters')[0]:,.0f} | {mean(column(row.name, 'seconds') or [float('nan')]):.1f} |"
         )
-    commands = "\n".join(command(row, len(column(row.name, "seed"))) for row in rows if column(row.name, "seed"))
-    return "\n".join([*text, "", "```", commands, "```"])
+    commands = "\n".join(
+        wrapped(command(row, len(column(row.name, "seed")))) for row in rows if column(row.name, "seed")
+    )
+    table = re.sub(r"(?<=\d) %", "\u00a0%", "\n".join(text))  # which no line break parts
+    return "\n".join([table, "", "```bash", commands, "```"])
+
+
+def wrapped(command: str) -> str:
+    """Return a command in lines that a page shows in full, each option on the line of its value."""
+    lines = [""]
+    for part in re.split(" (?=-)", command):
+        if len(lines[-1]) + len(part) > 94:
+            lines.append("   ")
+        lines[-1] += f" {part}" if lines[-1] else part
+    return " \\\n".join(lines)
 
 
 def _filled(made: str, found: re.Match[str]) -> str:

@@ -1,5 +1,6 @@
 """Shared by the tests of the library: tiny data with classes that are easy to tell apart, and changed params."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -46,6 +47,16 @@ def git(*arguments: str) -> str:
     """Return what a git command prints, run in the working directory; it must succeed."""
     names = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
     return subprocess.run(["git", *names, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def command_blocks(page: Path) -> list[tuple[str, str]]:
+    """Return each block of commands of a page, behind the reason why it is not run, which a comment gives."""
+    text = page.read_text(encoding="utf-8")
+    everywhere = re.search(r"<!-- no block of this page is run: (.*?) -->", text)
+    blocks = re.findall(
+        r"(?:<!-- not run: ([^>]*?) -->\n)?^```(?:bash|console)\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+    )
+    return [(reason or (everywhere[1] if everywhere else ""), block) for reason, block in blocks]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,6 +4,8 @@ import ast
 import math
 import re
 import string
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from itertools import takewhile
@@ -19,15 +21,16 @@ from benchmarks import study
 from digits import params, pipeline
 from digits.errors import UserError
 from digits.files import read_json, read_table
-from digits.learning import networks
+from digits.images.corruptions import CORRUPTIONS
+from digits.learning import evaluation, networks, robustness
 from digits.params import Params
 from digits.params.reading import RECIPES, parse, read
 from digits.reports import significance
 
-from .conftest import ROOT
+from .conftest import ROOT, command_blocks
 from .test_architecture import LAYERS
 
-README, STUDY = "README.md", "docs/experiments.md"
+README, STUDY, OWN = "README.md", "docs/experiments.md", "docs/own.md"
 PAST = "CHANGELOG.md"  # may name what is gone
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -103,14 +106,46 @@ def recipe(name: str) -> dict[str, list[float]]:
     return {key: numbers(cells[key]) for key in ("training", "validation", "test", "standard deviation")}
 
 
-def headline() -> Iterator[str]:
-    quick, default, best = map(recipe, ("quick", "default", "best"))
+def table_of_recipes_and_others() -> Iterator[str]:
+    levels = {"to 97.73 %": "to 97.73 %", "to 99 %": "to 99.0 %"}
+    yield f"| on two CPU cores | training | validation | test | {' | '.join(levels.values())} |"
+    for name in RECIPES:
+        found, page = recipe(name), "benchmarks/accuracy-best.md" if name == "best" else "benchmarks/accuracy.md"
+        seconds = (numbers(row(page, contestant=name)[level])[0] for level in levels)
+        digits = 1 if name == "quick" else 0
+        cells = [f"{rounded(found['training'][0], digits)} s", f"{found['validation'][0]:.2f} %"]
+        cells += [f"**{found['test'][0]:.2f} %**", *(f"{one:.1f} s" for one in seconds)]
+        yield f"| recipe `{name}` | {' | '.join(cells)} |"
+    points = read_table(ROOT / "benchmarks/accuracy.csv")
+    for name, title in {"tutorial": "the classic tutorial", "example": "PyTorch's example"}.items():
+        last = {line["seed"]: line for line in points if line["contestant"] == name}.values()
+        accuracy = mean(float(line["validation_accuracy"]) for line in last)
+        cells = [f"{median(float(line['seconds']) for line in last):.0f} s", f"{100 * accuracy:.2f} %"]
+        reached = (row("benchmarks/accuracy.md", contestant=name)[level] for level in levels)
+        times = (re.sub(r"not reached (within \d+ s).*|([\d.]+ s).*", _never_or_after, cell) for cell in reached)
+        yield f"| {title} | {' | '.join(cells)} | | {' | '.join(times)} |"
+    seeds = [row("benchmarks/accuracy.md", contestant=name)["seeds"] for name in ("quick", "tutorial", "example")]
+    yield "Means of {} seeds for the recipes, of {} and {} for the others,".format(*(words(int(n)) for n in seeds))
+
+
+def _never_or_after(found: re.Match[str]) -> str:
+    return f"not {found[1]}" if found[1] else str(found[2])
+
+
+def first_output() -> Iterator[str]:
+    test = read_json(ROOT / "metrics/test.json")
     yield (
-        f"It classifies {default['test'][0]:.2f} % of the test images correctly after "
-        f"{default['training'][0]:.0f} s of training on two CPU cores (mean of 5 seeds); with one param changed, "
-        f"{quick['test'][0]:.2f} % after {quick['training'][0]:.0f} s, or {best['test'][0]:.2f} % after "
-        f"{best['training'][0] / 60:.0f} minutes."
+        f"test accuracy {test['accuracy']:.2%} (95 % interval {test['accuracy_low']:.2%} to "
+        f"{test['accuracy_high']:.2%}), {test['errors']} errors in {test['count']:,}"
     )
+
+
+def comparison_as_shown() -> Iterator[str]:
+    for split, table in (("validation", "validation"), ("test", "confusion")):
+        lines = read_table(ROOT / f"plots/{table}.csv")
+        wrong = sum(line["actual"] != line["predicted"] for line in lines)
+        low, high = evaluation.wilson(len(lines) - wrong, len(lines))
+        yield f"{split} A {1 - wrong / len(lines):.2%} {low:.2%} to {high:.2%} {wrong} of {len(lines):,}"
 
 
 def results_of_this_commit() -> Iterator[str]:
@@ -128,6 +163,11 @@ def results_of_this_commit() -> Iterator[str]:
     yield (
         f"| validation accuracy | {100 * train['validation_accuracy']:.2f} % of {dataset['validation']['count']:,} |"
     )
+    yield (
+        f"| without {test['count'] - test['reviewed']['count']} test labels that reviewers rejected | "
+        f"{100 * test['reviewed']['accuracy']:.2f} %, {test['reviewed']['errors']} errors in "
+        f"{test['reviewed']['count']:,} |"
+    )
     yield f"| trained parameters | {train['parameters']:,} |"
     yield f"| training | {recipe('default')['training'][0]:.0f} s |"
     onnx, pt2 = exported["onnx"], exported["pt2"]
@@ -136,40 +176,17 @@ def results_of_this_commit() -> Iterator[str]:
         f"| exported files | {onnx['bytes'] / 1e6:.2f} MB ONNX, {pt2['bytes'] / 1e6:.2f} MB pt2, all "
         f"{test['count']:,} predictions identical to the trained model's |"
     )
-    yield f"**A validation split of {dataset['validation']['count']:,}, stratified and seeded.**"
 
 
-def table_of_recipes() -> Iterator[str]:
-    for name in RECIPES:
-        found = recipe(name)
-        digits = 0 if name == "best" else 1  # of seconds
-        middle, low, high = (rounded(value, digits) for value in found["training"])
-        cells = [f"{middle} s ({low} to {high})"]
-        cells += ["{:.2f} % ({:.2f} to {:.2f})".format(*found[split]) for split in ("validation", "test")]
-        yield f"| {name} | {' | '.join(cells)} | {found['standard deviation'][0]:.2f} % points |"
-
-
-def table_of_times_to_accuracy() -> Iterator[str]:
-    page, levels = "benchmarks/accuracy.md", ("to 97.73 %", "to 98.5 %", "to 99 %")
-    quick, tutorial, example = (row(page, contestant=name) for name in ("quick", "tutorial", "example"))
-    yield f"| | {' | '.join(levels[:2])} | {levels[2].replace(' %', '.0 %')} |"
-    yield f"(one seed; the notebook itself {numbers(levels[0])[0]:.2f} %)"
-    yield f"medians of {quick['seeds']}, {tutorial['seeds']} and {example['seeds']} seeds"
-    yield "| quick | " + " | ".join(f"{numbers(quick[level])[0]:.1f} s" for level in levels) + " |"
-
-    def missed(cell: str) -> tuple[str, str]:
-        seconds, times = re.fullmatch(r"not reached within (\d+) s, over ([\d.]+) x quick", cell).groups()  # type: ignore[union-attr]  # a failure is one of the test
-        return f"not within {seconds} s", f"over {math.floor(float(times))} times"
-
-    never, times = missed(tutorial[levels[0]])
-    others = [missed(tutorial[level])[0] for level in levels[1:]]
-    yield f"| the classic tutorial | {never}: {times} as long | {' | '.join(others)} |"
-    first, second = (numbers(example[level]) for level in levels[:2])  # median, low, high, times quick's
-    never, times = missed(example[levels[2]])
-    yield (
-        f"| PyTorch's example | {first[0]:.0f} s: {first[3]:.0f} times as long | {second[0]:.0f} s: "
-        f"{second[3]:.0f} times | {never}: {times} |"
-    )
+def preparation() -> Iterator[str]:
+    count = read_json(ROOT / "metrics/dataset.json")["validation"]["count"]
+    yield f"**A validation split of {count:,}, stratified and seeded.**"
+    factors = [int(cell["times MNIST"].split(",")[0]) for cell in rows("benchmarks/growth.md", "stage", "times MNIST")]
+    yield f"([measured](../benchmarks/growth.md) up to {max(factors)} times MNIST)"
+    content = parse(source("params.yaml"))
+    yield f"The network crops {words(content['model']['cnn']['crop']['default'])} black pixels off each side"
+    yield f"(784-{'-'.join(map(str, content['model']['mlp']['hidden']))}-10, fully connected)"
+    yield f"measured on {robustness.SAMPLE} validation images, corrupted in {words(len(CORRUPTIONS))} ways"
 
 
 def speed() -> Iterator[str]:
@@ -181,8 +198,6 @@ def speed() -> Iterator[str]:
         f"bfloat16 where the processor has it, {bf16['training'][0]:.0f} s instead of "
         f"{numbers(fp32['training'])[0]:.0f} s at the same test accuracy"
     )
-    factors = [int(cell["times MNIST"].split(",")[0]) for cell in rows("benchmarks/growth.md", "stage", "times MNIST")]
-    yield f"([measured](benchmarks/growth.md) up to {max(factors)} times MNIST)"
 
 
 def noise() -> Iterator[str]:
@@ -207,8 +222,8 @@ def checkpoints() -> Iterator[str]:
     cost, interval = float(every["seconds"]) - float(none["seconds"]), loaded().runtime.checkpoint
     each = cost / int(every["saved"])
     yield (
-        f"A save takes {1000 * each:.0f} ms ([table](benchmarks/checkpointing.md): {every['saved']} in one epoch cost "
-        f"{cost:.1f} s), {100 * each / interval:.1f} % of the {interval:.0f} s between two."
+        f"A save takes {1000 * each:.0f} ms ([table](../benchmarks/checkpointing.md): {every['saved']} in one epoch "
+        f"cost {cost:.1f} s), {100 * each / interval:.1f} % of the {interval:.0f} s between two."
     )
 
 
@@ -238,15 +253,16 @@ def knobs_as_examples() -> Iterator[str]:
     content = parse(source("params.yaml"))
     epochs = ", ".join(f"{name}: {value}" for name, value in content["train"]["epochs"].items())
     yield f"as `train.epochs: {{{epochs}}}` does"
-    yield f"The network crops {words(content['model']['cnn']['crop']['default'])} black pixels off each side"
-    yield f"(784-{'-'.join(map(str, content['model']['mlp']['hidden']))}-10, fully connected)"
-    yield f"`model.name` picks one of {words(len(networks.NETWORKS))}:"
     with pytest.raises(UserError) as refused:
         loaded({"train.epochs": "abc"})
     said = str(refused.value).removeprefix(f"{ROOT}/")
     yield f"`dvc exp run -S train.epochs=abc` ends with `{said}` before any work"
     search = parse(source("search.yaml"))
     yield f"# {search['trials']} trials of the recipe {search['settings']['recipe']}"
+
+
+def networks_by_name() -> Iterator[str]:
+    yield f"`model.name` picks one of {words(len(networks.NETWORKS))}:"
 
 
 def study_at_large() -> Iterator[str]:
@@ -277,16 +293,18 @@ def size_of_the_largest_network() -> Iterator[str]:
 
 
 FIGURES = (
-    (README, headline),
+    (README, table_of_recipes_and_others),
+    (README, first_output),
+    (README, comparison_as_shown),
     (README, results_of_this_commit),
-    (README, table_of_recipes),
-    (README, table_of_times_to_accuracy),
     (README, speed),
     (README, noise),
-    (README, checkpoints),
-    (README, portability),
     (README, durations_of_tests),
     (README, knobs_as_examples),
+    ("docs/data.md", preparation),
+    ("docs/kills.md", checkpoints),
+    ("docs/portability.md", portability),
+    ("docs/own.md", networks_by_name),
     (STUDY, study_at_large),
     (STUDY, study_of_recipes),
     ("docs/scale.md", size_of_the_largest_network),
@@ -444,11 +462,16 @@ def test_search_from_a_bad_start_is_compared_as_its_table_says() -> None:
 # --- Names: what a page names exists
 
 
+def fences(page: str) -> list[tuple[str, str]]:
+    """Return the language and the content of each block of code of a page."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", source(page), re.DOTALL | re.MULTILINE)
+
+
 def code(page: str) -> list[str]:
     """Return the spans and blocks of code of a page; of another file, its text."""
     if not page.endswith(".md"):
         return [source(page)]
-    blocks = re.findall(r"^```\w*\n(.*?)^```", source(page), re.DOTALL | re.MULTILINE)
+    blocks = [block for _, block in fences(page)]
     rest = re.sub(r"^```.*?^```", "", source(page), flags=re.DOTALL | re.MULTILINE)
     return blocks + re.findall(r"`([^`]+)`", rest)
 
@@ -502,7 +525,7 @@ def loaded(changes: dict[str, Any] | None = None) -> Params:
 
 @cache
 def knobs() -> set[str]:
-    """Return every knob and section of params.yaml by its dotted name, and of the README's example of a network."""
+    """Return every knob and section of params.yaml by its dotted name, and of the example of a network."""
     keys = {*loaded().flat(), "model.linear", "model.bottleneck.width"}
     keys |= {f"{key}.{name}" for key in keys for name in RECIPES}
     return keys | {".".join(parts[:end]) for key in keys if (parts := key.split(".")) for end in range(1, len(parts))}
@@ -520,7 +543,7 @@ def test_knobs_exist(page: str) -> None:
 
 
 def test_layout_is_what_is_there() -> None:
-    (block,) = (block for block in code(README) if block.startswith("dvc.yaml  params.yaml"))
+    (block,) = (block for block in code("docs/layout.md") if block.startswith("dvc.yaml  params.yaml"))
     library: dict[str, set[str]] = {}
     for line in re.sub(r",\n +", ", ", block).splitlines():
         inner = line.startswith("    ")
@@ -540,14 +563,50 @@ def test_layout_is_what_is_there() -> None:
     }
 
 
+# --- Form: what a page looks like
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_has_a_language_and_is_not_cut_off(page: str) -> None:
+    """At 1280 pixels, GitHub shows 98 characters of a line of code."""
+    for language, block in fences(page):
+        assert language in ("bash", "console", "python", "yaml", "text", "mermaid"), f"{page}: {block[:50]}"
+        assert max(map(len, block.splitlines())) <= 98, f"{page}: {block}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith("benchmarks/")])
+def test_number_and_percent_sign_stay_on_one_line(page: str) -> None:
+    text = re.sub(r"<!--.*?-->|^```.*?^```|`[^`]*`", "", source(page), flags=re.DOTALL | re.MULTILINE)
+    assert not re.findall(r".*\d\s%(?<!\u00a0%).*", text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_commands_is_run_or_says_why_not(page: str) -> None:
+    """Those without a reason are run by tests/pipeline/test_pages.py, in the README only."""
+    for reason, block in command_blocks(ROOT / page):
+        assert reason or page == README, f"{page}: {block}"
+        for named in re.findall(r"(?:tests/)?[\w/]+\.py", reason or ""):
+            assert any((ROOT / folder / named).exists() for folder in (".", "tests/pipeline")), f"{page}: {named}"
+
+
+def test_diagram_of_the_pipeline_is_the_one_of_dvc() -> None:
+    drawn = subprocess.run(
+        [sys.executable, "-m", "dvc", "dag", "--mermaid"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    names = dict(re.findall(r'(node\d+)\["(\w+)"\]', drawn))
+    (block,) = (block for language, block in fences(README) if language == "mermaid")
+    shown = re.findall(r"^    (\w+) -- .* --> (\w+)$", block, re.MULTILINE)
+    assert sorted(shown) == sorted((names[a], names[b]) for a, b in re.findall(r"(node\d+)-->(node\d+)", drawn))
+
+
 def test_layers_in_contributing_are_those_that_are_enforced() -> None:
     named = re.findall(r"^\| `?(\w+)/?`? \|", source("CONTRIBUTING.md"), re.MULTILINE)
     assert tuple(named) == LAYERS
 
 
-def test_network_in_the_readme_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = (block for block in code(README) if block.startswith("class Bottleneck"))
-    (settings,) = (yaml.safe_load(block) for block in code(README) if block.startswith("model:\n"))
+def test_network_in_the_documentation_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = (block for block in code(OWN) if block.startswith("class Bottleneck"))
+    (settings,) = (yaml.safe_load(block) for block in code(OWN) if block.startswith("model:\n"))
     namespace = dict(vars(networks))
     exec(ast.unparse(ast.parse(block.partition("\n\n\n")[0])), namespace)
     monkeypatch.setitem(networks.NETWORKS, "bottleneck", namespace["Bottleneck"])

@@ -42,7 +42,7 @@ def test_seed_whose_worker_is_killed_is_run_again(project: Project) -> None:
 
 
 def test_grid_of_the_readme_queues_every_combination(project: Project) -> None:
-    lines = (project.root / "README.md").read_text().splitlines()
+    lines = (project.root / "README.md").read_text().replace("\\\n", " ").splitlines()
     grid = next(line for line in lines if line.startswith("dvc exp run --queue --name rates"))
     project.run(*shlex.split(grid))
     shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)

@@ -159,7 +159,7 @@ def test_run_that_finished_no_stage_has_the_figures_that_were_logged() -> None:
         raise UserError
     found = results.load(str(live._run_id))
     assert found.metrics["error/validation"] == 20
-    assert found.seconds
+    assert found.seconds is not None
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def train(reproducibility: str, threads: int, steps: int, folder: Path) -> None:
     digests = {"kernels": torch.backends.cpu.get_cpu_capability()}
     for title, p in settings.items():
         torch.manual_seed(0)
-        network = networks.build(p.model.name, 10, p.model.knobs(), 0.5, 0.3)
+        network = networks.build(p.model.name, 10, p.model.knobs(), mean=0.5, std=0.3)
         for _ in Training(network, learned, held_out, p, device).epochs():
             pass
         weights = {key: value.contiguous() for key, value in network.state_dict().items()}
@@ -163,7 +163,7 @@ def seconds_a_step(reproducibility: str, threads: int) -> float:
     labels = torch.arange(100 * p.train.batch_size) % 10
     images = torch.randint(0, 256, (len(labels), 1, 28, 28), dtype=torch.uint8)
     split = Split(images, labels, tuple("0123456789"))
-    network = networks.build(p.model.name, 10, p.model.knobs(), 0.5, 0.3)
+    network = networks.build(p.model.name, 10, p.model.knobs(), mean=0.5, std=0.3)
     for count in (10, 100):  # the first steps are slower
         part = split[: count * p.train.batch_size]
         start = time.perf_counter()

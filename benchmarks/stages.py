@@ -76,7 +76,7 @@ def repository(root: Path) -> None:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(name, root / name)
     # No check of the networks: that would import torch, and a process begins with the peak memory of its parent.
-    content = params.load(lambda _: []).model_dump()
+    content = params.load(lambda *_: []).model_dump()
     content["train"]["epochs"] = 1
     write_text(root / "params.yaml", yaml.safe_dump(content))
     training = root / "digits/learning/training.py"

@@ -14,6 +14,7 @@ from digits.errors import UserError, run
 # Each command: the function in digits.tools, what it does, an example of its arguments.
 COMMANDS = {
     "summary": ("summary:main", "how good the model in this folder is, and what to do next", ""),
+    "data": ("data:main", "what a folder or file of your own images holds", "pictures/ --picture samples.png"),
     "compare": ("compare:main", "is B better than A, by how much, and how sure is that", "main slower"),
     "seeds": ("seeds:main", "run one recipe over several seeds", "quick --count 5 -S recipe=quick"),
     "tune": ("tune:main", "search for better params", "--trials 30 -S train.epochs=3"),

@@ -1,8 +1,22 @@
-"""The facts about the named data sets, each in its one place: file names, image size, classes, counts, checksums."""
+"""What images may be, and the facts about the named data sets, each in its one place: files, classes, checksums."""
 
 from dataclasses import dataclass, field
 
-SIDE = 28  # pixels; every image is SIDE x SIDE, one channel
+SMALLEST, LARGEST = 8, 64  # pixels of a side
+
+
+@dataclass(frozen=True)
+class Shape:
+    """That of every image: a square of `side` x `side` pixels, gray (1 channel) or in color (3)."""
+
+    channels: int
+    side: int
+
+    def __str__(self) -> str:
+        return f"{self.side} x {self.side} {'gray' if self.channels == 1 else 'color'}"
+
+
+MNIST_SHAPE = Shape(1, 28)
 
 # The names that Yann LeCun gave the four files of MNIST, and that its successors kept.
 FILES = {
@@ -12,6 +26,8 @@ FILES = {
     ("test", "labels"): "t10k-labels-idx1-ubyte",
 }
 
+ABOUT = "dataset.json"  # beside them: what they do not say
+
 FOLDER = "folder"  # the value of `data.name` that stands for the user's own files
 
 
@@ -19,7 +35,8 @@ FOLDER = "folder"  # the value of `data.name` that stands for the user's own fil
 class Dataset:
     """A data set that params.yaml can name. `torchvision` is the name of its class in `torchvision.datasets`.
 
-    `hub` is its name on Hugging Face; `rejected` are the indices of test images whose label fewer than three of five
+    `split` is the argument of that name, where it has one; `side` is that of its gray images; `hub` is its name on
+    Hugging Face; `rejected` are the indices of test images whose label fewer than three of five
     reviewers confirmed.
     """
 
@@ -28,9 +45,19 @@ class Dataset:
     hub: str
     license: str
     train_count: int = 60_000
+    side: int = 28
+    split: str | None = None
     # MD5 of each uncompressed file. Without one, the MD5 that torchvision lists for the .gz file is checked.
     md5: dict[str, str] = field(default_factory=dict)
     rejected: tuple[int, ...] = ()
+
+
+DIGITS, CAPITALS, SMALL = "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
+UNLIKE_CAPITALS = "abdefghnqrt"  # small letters that do not look like their capitals: EMNIST merges the others
+
+
+def _emnist(split: str, train_count: int, classes: str) -> Dataset:
+    return Dataset("EMNIST", tuple(classes), "", "CC0", train_count, split=split)
 
 
 FASHION = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
@@ -38,7 +65,7 @@ SYLLABLES = "o, ki, su, tsu, na, ha, ma, ya, re, wo"
 DATASETS = {
     "mnist": Dataset(
         torchvision="MNIST",
-        classes=tuple("0123456789"),
+        classes=tuple(DIGITS),
         hub="ylecun/mnist",
         license="CC BY-SA 3.0",
         md5={
@@ -53,4 +80,12 @@ DATASETS = {
     ),
     "fashion_mnist": Dataset("FashionMNIST", tuple(FASHION.split(", ")), "zalando-datasets/fashion_mnist", "MIT"),
     "kmnist": Dataset("KMNIST", tuple(SYLLABLES.split(", ")), "tanganke/kmnist", "CC BY-SA 4.0"),
+    "qmnist": Dataset("QMNIST", tuple(DIGITS), "", "BSD 3-Clause"),
+    "usps": Dataset("USPS", tuple(DIGITS), "flwrlabs/usps", "not stated", train_count=7_291, side=16),
+    "emnist_byclass": _emnist("byclass", 697_932, DIGITS + CAPITALS + SMALL),
+    "emnist_bymerge": _emnist("bymerge", 697_932, DIGITS + CAPITALS + UNLIKE_CAPITALS),
+    "emnist_balanced": _emnist("balanced", 112_800, DIGITS + CAPITALS + UNLIKE_CAPITALS),
+    "emnist_letters": _emnist("letters", 124_800, SMALL),
+    "emnist_digits": _emnist("digits", 240_000, DIGITS),
+    "emnist_mnist": _emnist("mnist", 60_000, DIGITS),
 }

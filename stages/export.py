@@ -54,7 +54,7 @@ def main() -> None:
         scores,
         exported,
         read_as(Evidence, paths.EVIDENCE),
-        exporting.operations(network),
+        exporting.operations(network, description.shape),
         torch.__version__.split("+")[0],
     )
     write_text(paths.MODEL_CARD, text)

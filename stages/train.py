@@ -51,7 +51,7 @@ def train(p: params.Params, device: torch.device) -> None:
         models.save(this.network, description, paths.MODEL)
         curve.write(epochs, paths.CURVE_TABLE)
         figures.curve(epochs, paths.CURVE)
-        figures.augmentation(training.augmented(learned, p, versions=4), paths.AUGMENTATION)
+        figures.augmentation(training.augmented(learned, p, 4, this.background), paths.AUGMENTATION)
         write_json(paths.TRAIN_METRICS, asdict(this.metrics()))
 
 

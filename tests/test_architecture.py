@@ -75,7 +75,7 @@ def test_a_module_below_another_is_recognized_as_such() -> None:
     assert layer("digits.files") > layer("digits.images.idx") > layer("digits.serving.reading")
     assert layer("digits.learning.training") > layer("digits.reports.figures.train") > layer("digits.records.runs")
     assert "digits.records.runs" in GRAPH["digits.records.results"]
-    assert "digits.images.idx" in GRAPH["digits.images.folder"]
+    assert "digits.images.idx" in GRAPH["digits.images.readers"]
 
 
 def test_no_stage_imports_another_or_a_tool() -> None:

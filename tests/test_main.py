@@ -18,6 +18,7 @@ from .conftest import ROOT, drawing
 
 KNOWN = [
     "summary",
+    "data",
     "compare",
     "seeds",
     "tune",

@@ -42,7 +42,7 @@ def write_inputs() -> None:
 def test_inputs_that_are_as_dvc_lock_says_are_returned_with_their_md5(folder: Path) -> None:
     write_inputs()
     found = pipeline.inputs("preprocess")
-    assert len(found) == 4
+    assert len(found) == 5
     assert all(md5(folder / file) == checksum for file, checksum in found.items())
 
 
@@ -64,7 +64,7 @@ def test_every_changed_or_missing_input_is_reported_with_what_to_do(folder: Path
 def test_without_dvc_lock_inputs_are_accepted_as_they_are(folder: Path) -> None:
     write_inputs()
     (folder / "dvc.lock").unlink()
-    assert len(pipeline.inputs("preprocess")) == 4
+    assert len(pipeline.inputs("preprocess")) == 5
 
 
 @pytest.mark.parametrize("text", ["", "stages", "{", "other: 1", "\0", *map(MADE.format, BROKEN)])

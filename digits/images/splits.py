@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from digits.datasets import Shape
 from digits.files import atomic, map_bytes
 
 BLOCK = 4096  # images in memory at once where all are read: 3 MB
@@ -18,7 +20,7 @@ BLOCK = 4096  # images in memory at once where all are read: 3 MB
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images. `images`: uint8 [n, 1, 28, 28]; `labels`: int64 [n]; `classes`: the name of each label."""
+    """Labelled images. `images`: uint8 [n, channels, side, side]; `labels`: int64 [n]; `classes`: their names."""
 
     images: Tensor
     labels: Tensor
@@ -26,6 +28,15 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.images.shape[1], self.images.shape[-1])
+
+    def absent(self) -> list[str]:
+        """Return the classes of which it has no image."""
+        counts = self.labels.bincount(minlength=len(self.classes)).tolist()
+        return [name for name, count in zip(self.classes, counts, strict=True) if not count]
 
     def __getitem__(self, indices: Tensor | slice) -> "Split":
         return Split(self.images[indices], self.labels[indices], self.classes)
@@ -43,18 +54,24 @@ def save(split: Split, path: Path, indices: Tensor | None = None) -> None:
     indices = torch.arange(len(split)) if indices is None else indices
     shape = [len(indices), *split.images.shape[1:]]
     size = math.prod(shape)
+    few = len(split.classes) <= 256
+    width, dtype = (1, torch.uint8) if few else (4, torch.int32)
     header = {
         "__metadata__": {"classes": json.dumps(split.classes)},
         "images": {"dtype": "U8", "shape": shape, "data_offsets": [0, size]},
-        "labels": {"dtype": "U8", "shape": shape[:1], "data_offsets": [size, size + shape[0]]},
+        "labels": {
+            "dtype": "U8" if few else "I32",
+            "shape": shape[:1],
+            "data_offsets": [size, size + width * shape[0]],
+        },
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
     with atomic(path) as partial, partial.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in (split.images, split.labels):
+        for tensor, kind in ((split.images, torch.uint8), (split.labels, dtype)):
             for part in tqdm(indices.split(BLOCK), desc=f"writing {path.name}", disable=None, leave=False):
-                file.write(tensor[part].to(torch.uint8).numpy().data)
+                file.write(tensor[part].to(kind).contiguous().numpy().data)
 
 
 def load(path: Path, *, in_order: bool = False) -> Split:
@@ -65,7 +82,10 @@ def load(path: Path, *, in_order: bool = False) -> Split:
 
     def tensor(name: str) -> Tensor:
         begin, end = header[name]["data_offsets"]
-        return torch.from_numpy(content[start + begin : start + end].reshape(header[name]["shape"]))
+        values = content[start + begin : start + end]
+        if header[name]["dtype"] == "I32":
+            values = np.frombuffer(values.tobytes(), "<i4").astype(np.int64)
+        return torch.from_numpy(values.reshape(header[name]["shape"]))
 
     return Split(tensor("images"), tensor("labels").long(), tuple(json.loads(header["__metadata__"]["classes"])))
 
@@ -96,33 +116,60 @@ class Count:
 
 @dataclass(frozen=True)
 class Statistics:
-    """The content of metrics/dataset.json; mean and standard deviation are those of training pixels in 0 … 1."""
+    """The content of metrics/dataset.json; mean and standard deviation are those of training pixels in 0 … 1.
+
+    Each is one number, or of images in color one for each channel; so is `background`, the median of the pixels along
+    the border. `ink` says that images show strokes on black, scaled and centered as in MNIST; `test_held_out` that the
+    test split was drawn from the same images as the others, since the data had none.
+    """
 
     train: Count
     validation: Count
     test: Count
-    pixel_mean: float
-    pixel_std: float
+    pixel_mean: float | list[float]
+    pixel_std: float | list[float]
+    background: float | list[float] = 0.0
+    ink: bool = True
+    test_held_out: bool = False
 
 
-def statistics(splits: Mapping[str, Split]) -> Statistics:
+def statistics(splits: Mapping[str, Split], *, ink: bool = True, test_held_out: bool = False) -> Statistics:
     """Return the statistics of the three splits.
 
     Those of pixels come from a histogram: its counts are integers, so that they are the same on every processor.
     """
     images = splits["train"].images
-    counts = torch.zeros(256, dtype=torch.int64)
+    channels = images.shape[1]
+    counts, edges = torch.zeros(2, channels, 256, dtype=torch.int64)
     for part in tqdm(images.split(BLOCK), desc="pixel statistics", disable=None, leave=False):
-        counts += torch.bincount(part.flatten(), minlength=256)
+        for channel in range(channels):
+            pixels = part[:, channel]
+            border = torch.cat([pixels[:, [0, -1]].flatten(), pixels[:, :, [0, -1]].flatten()])
+            counts[channel] += torch.bincount(pixels.flatten(), minlength=256)
+            edges[channel] += torch.bincount(border, minlength=256)
     values = torch.arange(256, dtype=torch.float64) / 255
-    shares = counts.double() / images.numel()
-    mean = float((values * shares).sum())
-    std = math.sqrt(float(((values - mean) ** 2 * shares).sum()))
-    return Statistics(**{name: Count(len(split)) for name, split in splits.items()}, pixel_mean=mean, pixel_std=std)
+    means, deviations, backgrounds = list[float](), list[float](), list[float]()
+    for histogram, edge in zip(counts, edges, strict=True):
+        shares = histogram.double() / histogram.sum()
+        means.append(float((values * shares).sum()))
+        deviations.append(math.sqrt(float(((values - means[-1]) ** 2 * shares).sum())))
+        backgrounds.append(float(values[int((2 * edge.cumsum(0) >= edge.sum()).long().argmax())]))
+
+    def of_channels(found: list[float]) -> float | list[float]:
+        return found[0] if channels == 1 else found
+
+    return Statistics(
+        **{name: Count(len(split)) for name, split in splits.items()},
+        pixel_mean=of_channels(means),
+        pixel_std=of_channels(deviations),
+        background=of_channels(backgrounds),
+        ink=ink,
+        test_held_out=test_held_out,
+    )
 
 
 def class_means(split: Split) -> Tensor:
-    """Return the mean image of each class, float64 [classes, 1, 28, 28] in 0 … 255; of an empty class, zeros."""
+    """Return the mean image of each class, float64 [classes, c, side, side] in 0 … 255; of an empty class, zeros."""
     sums = torch.zeros(len(split.classes), *split.images.shape[1:], dtype=torch.int64)
     for images, labels in zip(split.images.split(BLOCK), split.labels.split(BLOCK), strict=True):
         sums.index_add_(0, labels, images.long())

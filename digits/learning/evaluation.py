@@ -208,7 +208,8 @@ class Reviewed:
 class Scores:
     """The content of metrics/test.json: accuracy with Wilson's 95 % interval, loss in nats, F1 averaged over classes.
 
-    `recall` is by label; `reviewed` is left out of the file for data whose labels nobody has reviewed.
+    `recall` is by label; it and F1 leave out classes of which the split has no image. `reviewed` is left out of the
+    file for data whose labels nobody has reviewed.
     """
 
     accuracy: float
@@ -238,6 +239,7 @@ def scores(predictions: Predictions, bins: int, temperature: float = 1.0, reject
     loss, accuracy = score(predictions.logits, labels)
     matrix = confusion(predictions).double()
     hits, actual, guessed = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
+    present = actual > 0
     errors = count - int(hits.sum())
     low, high = wilson(count - errors, count)
     scaled = calibrated(predictions, temperature)
@@ -249,9 +251,9 @@ def scores(predictions: Predictions, bins: int, temperature: float = 1.0, reject
         count=count,
         loss=loss,
         calibration_error=reliability(predictions, bins).error,
-        macro_f1=float((2 * hits / (actual + guessed).clamp(min=1)).mean()),
+        macro_f1=float((2 * hits / (actual + guessed).clamp(min=1))[present].mean()),
         calibrated=Calibrated(temperature, score(scaled.logits, labels)[0], reliability(scaled, bins).error),
-        recall={str(label): share for label, share in enumerate(recall(matrix).tolist())},
+        recall={str(label): float(share) for label, share in enumerate(recall(matrix)) if present[label]},
         reviewed=_without(predictions, rejected) if rejected else None,
     )
 

@@ -49,13 +49,13 @@ def collect(
     recall = evaluation.recall(matrix).tolist()
     mistakes = matrix.fill_diagonal_(0)
     pairs = (mistakes + mistakes.T).triu()
-    worst, weakest = int(pairs.argmax()), min(range(len(recall)), key=recall.__getitem__)
+    worst, weakest = int(pairs.argmax()), min(split.labels.unique().tolist(), key=recall.__getitem__)
     right = validation.confidence[validation.correct]
     sure = float(right.quantile(SUSPECT)) if len(right) else 1.0
     order = test.confidence.argsort(descending=True, stable=True)
     losses = [epoch.validation_loss for epoch in epochs]
     return Evidence(
-        classes=len(split.classes),
+        classes=len(split.labels.unique()),
         count=len(split),
         errors=errors,
         accuracy=validation.accuracy,

@@ -1,6 +1,6 @@
 """The trained network as files that need none of this code: ONNX and torch.export's pt2.
 
-Both take float32 [batch, 1, 28, 28] with pixels in 0 … 1 (white digit on black) and return logits [batch, classes], for
+Both take float32 [batch, channels, side, side] with pixels in 0 … 1 and return logits [batch, classes], for
 any batch size. Normalization is inside, and so is the temperature that makes their softmax a probability. The source
 paths that exporters record are removed, so that equal networks give equal bytes wherever they are exported.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from digits.datasets import SIDE
+from digits.datasets import Shape
 from digits.errors import UserError
 from digits.files import SEAL, seal, write_bytes
 from digits.images.batches import to_float
@@ -28,8 +28,8 @@ INPUT, OUTPUT = "images", "logits"
 DYNAMIC = ({0: torch.export.Dim("batch", min=1)},)  # axis 0 of the only input may have any size
 
 
-def _example() -> Tensor:
-    return torch.zeros(2, 1, SIDE, SIDE)  # a batch of 1 would be frozen into the graph
+def _example(shape: Shape) -> Tensor:
+    return torch.zeros(2, shape.channels, shape.side, shape.side)  # a batch of 1 would be frozen into the graph
 
 
 def write_pt2(network: nn.Module, path: Path, description: models.Description) -> None:
@@ -37,7 +37,7 @@ def write_pt2(network: nn.Module, path: Path, description: models.Description) -
 
     The description is the archive's extra file `model.json`.
     """
-    program = torch.export.export(network, (_example(),), dynamic_shapes=DYNAMIC)
+    program = torch.export.export(network, (_example(description.shape),), dynamic_shapes=DYNAMIC)
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
@@ -54,7 +54,7 @@ def write_onnx(network: nn.Module, path: Path, opset: int, description: models.D
     """
     options: dict[str, Any] = {"dynamic_shapes": DYNAMIC, "opset_version": opset, "dynamo": True, "verbose": False}
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
-    exported = torch.onnx.export(network, (_example(),), **options, **names)
+    exported = torch.onnx.export(network, (_example(description.shape),), **options, **names)
     assert exported is not None  # only the old exporter returns None
     model = exported.model
     # torch would ask for the newest format, which runtimes refuse although they know the operators.
@@ -89,10 +89,10 @@ def run_onnx(path: Path, split: Split, batch_size: int, threads: int) -> Tensor:
     return torch.cat([torch.from_numpy(session.run([OUTPUT], {INPUT: images})[0]) for images in batches])
 
 
-def operations(network: nn.Module) -> int:
+def operations(network: nn.Module, shape: Shape) -> int:
     """Return the multiply-accumulate operations that one image takes in convolutions and linear layers."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(_example()[:1])
+        network(_example(shape)[:1])
     return int(counter.get_total_flops()) // 2
 
 

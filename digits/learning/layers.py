@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from digits.datasets import SIDE
 from digits.learning import distributed
 
 
@@ -16,10 +15,11 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(self, mean: float | list[float] = 0.0, std: float | list[float] = 1.0) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std))
+        for name, value in (("mean", mean), ("std", std)):
+            of_channels = torch.tensor(value)
+            self.register_buffer(name, of_channels.view(-1, 1, 1) if isinstance(value, list) else of_channels)
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
@@ -33,7 +33,7 @@ class Crop(nn.Module):
         self.margin = margin
 
     def forward(self, images: Tensor) -> Tensor:
-        inner = slice(self.margin, SIDE - self.margin)
+        inner = slice(self.margin, images.shape[-1] - self.margin)
         return images[:, :, inner, inner]
 
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import nn
 
+from digits.datasets import MNIST_SHAPE, Shape
 from digits.errors import UserError, reason
 from digits.files import SEAL, is_intact, seal, write_bytes
 from digits.learning.networks import build
@@ -20,8 +21,8 @@ class Description:
 
     `classes` are the names of the outputs, `knobs` the network's own, `training` the knobs of params.yaml that shaped
     the weights, `data` the MD5 of each file that they were learned from, `code` one MD5 of all source files that took
-    part. Which run and which commit made it is not part of it, since that differs between equal files:
-    `python -m digits of` looks it up.
+    part; `shape` is that of an image, `ink` says whether images show strokes as MNIST's do. Which run and which commit
+    made it is not part of it, since that differs between equal files: `python -m digits of` looks it up.
     """
 
     name: str
@@ -30,6 +31,14 @@ class Description:
     training: dict[str, Any]
     data: dict[str, str]
     code: str
+    shape: Shape = MNIST_SHAPE
+    ink: bool = True
+
+
+def described(content: dict[str, Any]) -> Description:
+    """Return a description from its JSON; an old one says nothing of a shape. Raises TypeError if it is none."""
+    shape = content.pop("shape", asdict(MNIST_SHAPE))
+    return Description(**content, shape=Shape(**shape))
 
 
 def save(network: nn.Module, description: Description, path: Path) -> None:
@@ -51,8 +60,8 @@ def load(path: Path) -> tuple[nn.Module, Description]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dictionary
         if not is_intact(path.read_bytes(), content.pop("md5")):
             raise ValueError("its content does not match its checksum")
-        description = Description(**content)
-        network = build(description.name, len(description.classes), description.knobs)
+        description = described(content)
+        network = build(description.name, len(description.classes), description.knobs, description.shape)
         network.load_state_dict(tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         fault = f"not a model of this project, or damaged ({reason(error)})"

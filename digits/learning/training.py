@@ -55,9 +55,11 @@ class Training:
         p: Params,
         device: torch.device,
         precision: torch.dtype = torch.float32,
+        pixels: Statistics | None = None,
     ) -> None:
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks this form
         self.network, self.precision, self._p, self._device = network, precision, p, device
+        self.background, self._ink = (pixels.background, pixels.ink) if pixels else (0.0, True)
         sample = torch.randperm(len(learned), generator=streams.generator(p.seed, "sample"))[: len(held_out)]
         self._sample, self._held_out, self._learned = learned[sample], held_out, learned.to(device)
         self._optimizer = optimizer_of(network, p.train)
@@ -129,7 +131,8 @@ class Training:
         part = distributed.begin_batch(len(indices))
         draws = torch.rand(5, len(indices), generator=self._streams.augmentation)[:, part]
         mine = indices[part].to(self._device)
-        images = augment(to_float(self._learned.images[mine]), draws, **self._p.augmentation.model_dump())
+        amounts = self._p.augmentation.model_dump()
+        images = augment(to_float(self._learned.images[mine]), draws, **amounts, background=self.background)
         with runtime.autocast(self._device, self.precision):
             logits = self.network(images.contiguous(memory_format=torch.channels_last))
         loss = loss_of(logits, self._learned.labels[mine], train.label_smoothing) / len(indices)
@@ -176,24 +179,30 @@ class Training:
         shaping["runtime"] = p.runtime.model_dump(include={"threads", "processes", "reproducibility"})
         shaping["runtime"]["precision"] = runtime.name_of(self.precision)
         classes = list(self._learned.classes)
-        return models.Description(p.model.name, classes, p.model.knobs(), shaping, data, digest(code))
+        shape = self._learned.shape
+        return models.Description(p.model.name, classes, p.model.knobs(), shaping, data, digest(code), shape, self._ink)
 
 
 def begin(p: Params, learned: Split, held_out: Split, device: torch.device) -> Training:
     """Return the training that params.yaml describes, its network new."""
     pixels = read_as(Statistics, paths.DATASET_METRICS)
     torch.manual_seed(streams.derive(p.seed, "weights"))
-    network = networks.build(p.model.name, len(learned.classes), p.model.knobs(), pixels.pixel_mean, pixels.pixel_std)
-    return Training(network, learned, held_out, p, device, runtime.precision_of(p.runtime, device))
+    knobs, shape = p.model.knobs(), learned.shape
+    network = networks.build(p.model.name, len(learned.classes), knobs, shape, pixels.pixel_mean, pixels.pixel_std)
+    return Training(network, learned, held_out, p, device, runtime.precision_of(p.runtime, device), pixels)
 
 
-def augmented(learned: Split, p: Params, versions: int) -> list[Tensor]:
-    """Return one image of each class, and `versions` of them as training augments them; each [classes, 1, 28, 28]."""
-    present = learned.labels.unique()
+def augmented(learned: Split, p: Params, versions: int, background: float | list[float]) -> list[Tensor]:
+    """Return one image of each of the first 20 classes, and `versions` of them as training augments them.
+
+    Each [classes, channels, side, side].
+    """
+    present = learned.labels.unique()[:20]
     first = torch.stack([(learned.labels == label).nonzero()[0, 0] for label in present])
     images, random = to_float(learned.images[first]), streams.generator(p.seed, "augmentation")
     draws = (torch.rand(5, len(images), generator=random) for _ in range(versions))
-    return [images, *(augment(images, draw, **p.augmentation.model_dump()) for draw in draws)]
+    amounts = p.augmentation.model_dump()
+    return [images, *(augment(images, draw, **amounts, background=background) for draw in draws)]
 
 
 def loss_of(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:

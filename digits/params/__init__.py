@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+from digits.datasets import DATASETS, Shape
 from digits.errors import UserError
 from digits.files import flatten
-from digits.params.checks import contradictions
+from digits.params.checks import contradictions, misfits
 from digits.params.data import DataParams, SplitParams
 from digits.params.evaluation import EvaluateParams
 from digits.params.export import ExportParams
@@ -21,10 +22,11 @@ from digits.params.reading import RECIPES, Section, Seed, assigned, choose, faul
 from digits.params.runtime import RuntimeParams
 from digits.params.training import AugmentationParams, ModelParams, TrainParams
 
-__all__ = ["ModelParams", "Params", "TrainParams", "assemble", "assigned", "load"]
+__all__ = ["ModelParams", "Params", "TrainParams", "assemble", "assigned", "load", "reject_misfits"]
 
 PATH = Path("params.yaml")
-Check = Callable[[ModelParams], list[str]]  # returns what is wrong with the knobs of networks
+# Returns what is wrong with the knobs of networks, for images of a shape if that is known.
+Check = Callable[[ModelParams, Shape | None], list[str]]
 
 
 class Params(Section):
@@ -46,9 +48,25 @@ class Params(Section):
         return flatten(self.model_dump())
 
 
+def _shape(content: dict[str, Any]) -> Shape | None:
+    """Return the shape of the images of a named data set; that of a person's own is not known here."""
+    data = content.get("data")
+    name = data.get("name") if isinstance(data, dict) else None
+    return Shape(1, DATASETS[name].side) if name in DATASETS else None
+
+
 def load(check: Check, changes: dict[str, Any] | None = None, path: Path = PATH) -> Params:
     """Read params.yaml in the working directory, which DVC sets to the repository's root; see `assemble`."""
     return assemble(read(Params, path), check, changes or {}, path)
+
+
+def reject_misfits(check: Check, shape: Shape, counts: dict[str, int], path: Path = PATH) -> None:
+    """Raise UserError with a line for each param that does not fit a person's own images.
+
+    They have this shape, and there are so many of each part: train, validation and test.
+    """
+    if faults := misfits(assemble(read(Params, path), check, {}, path), shape, counts, check):
+        raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
 
 
 def assemble(content: dict[str, Any], check: Check, changes: dict[str, Any], path: Path = PATH) -> Params:
@@ -74,7 +92,7 @@ def assemble(content: dict[str, Any], check: Check, changes: dict[str, Any], pat
     faults = faults_of(Params, content)
     params = None if faults else Params.model_validate(content)
     if not any(fault.startswith("model") for fault in faults):
-        faults += check(ModelParams.model_validate(content["model"]))
+        faults += check(ModelParams.model_validate(content["model"]), _shape(content))
     if params:
         faults = contradictions(params) + faults
     if not params or faults:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from digits import paths
-from digits.datasets import SIDE
 from digits.errors import reason
 from digits.files import md5, parse_table, read_as
 from digits.images import splits
@@ -72,8 +71,9 @@ def _log_model(client: "MlflowClient", run_id: str) -> str:
 
     network, description = models.load(paths.MODEL)
     temperature = read_as(evaluation.Scores, paths.TEST_METRICS).calibrated.temperature
+    shape = description.shape
     # No names: with one, mlflow.pyfunc would hand the network a dictionary.
-    image = TensorSpec(np.dtype(np.float32), (-1, 1, SIDE, SIDE))
+    image = TensorSpec(np.dtype(np.float32), (-1, shape.channels, shape.side, shape.side))
     logits = TensorSpec(np.dtype(np.float32), (-1, len(description.classes)))
     signature = ModelSignature(Schema([image]), Schema([logits]))
     example = to_float(splits.load(paths.TEST).images[:2]).numpy()  # two: a batch of one would be frozen into the graph

@@ -20,7 +20,7 @@ from typing import Any
 from digits import paths, pipeline
 from digits.errors import UserError, reason
 from digits.files import flatten, is_intact, md5, parse_table
-from digits.learning.models import Description
+from digits.learning.models import Description, described
 from digits.params.reading import choose
 from digits.records import lineage, names, runs, store
 
@@ -268,12 +268,12 @@ def describe(path: Path) -> Description:
                 if archive.testzip():
                     raise ValueError("its content does not match its checksum")
                 (name,) = (name for name in archive.namelist() if name.endswith("extra/model.json"))
-                return Description(**json.loads(archive.read(name)))
+                return described(json.loads(archive.read(name)))
         else:
             raise ValueError(f"known are {', '.join(MODELS)}")
         if not is_intact(path.read_bytes(), checksum):
             raise ValueError("its content does not match its checksum")
-        return Description(**said)
+        return described(said)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # each of the three libraries has exceptions of its own for a broken file

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from digits.datasets import DATASETS, SIDE
+from digits.datasets import DATASETS
 from digits.files import flatten
 from digits.images.corruptions import described
 from digits.images.splits import Statistics
@@ -13,7 +13,20 @@ from digits.learning.evidence import Evidence
 from digits.learning.robustness import ORIGINAL, QUANTILES
 from digits.reports import advice
 
+HELD_OUT = """
+The data had no test images of their own: these were drawn from the same images as the others, by class and seed.
+"""
+PREPARED = {
+    True: "one character, light on dark. Crop to its strokes, scale the longer side to 5/7 of the image with "
+    "smoothing, stretch the contrast so that paper is 0 and ink is 1, and put its center of mass in the middle.",
+    False: "scale the longer side to that of the image with smoothing, and pad the shorter one with its background.",
+}
 TEMPLATE = Path(__file__).with_name("model_card.md")
+
+
+def _absent(classes: list[str], recall: Mapping[str, float]) -> str:
+    names = [name for label, name in enumerate(classes) if str(label) not in recall]
+    return f"\nNo test image shows {', '.join(names)}: nothing is known of these classes.\n" if names else ""
 
 
 def model_card(
@@ -60,15 +73,20 @@ def model_card(
         train=train,
         test=test,
         robustness=robustness,
-        side=SIDE,
+        shape=description.shape,
+        side=description.shape.side,
+        channels=description.shape.channels,
+        held_out=HELD_OUT if dataset.test_held_out else "",
+        absent=_absent(description.classes, test.recall),
+        preparation=PREPARED[description.ink],
         input=exporting.INPUT,
         output=exporting.OUTPUT,
         torch=torch,
         operations=operations,
         images=images,
         **{key: runtime[key] for key in ("threads", "processes", "precision")},
-        datasets=f"datasets:\n- {known.hub}\n" if known else "",
-        dataset_type=known.hub if known else data_name,
+        datasets=f"datasets:\n- {known.hub}\n" if known and known.hub else "",
+        dataset_type=(known.hub if known else "") or data_name,
         data_license=f"{data_name}, {known.license}" if known else "your own",
         count=len(description.classes),
         classes=", ".join(description.classes),

@@ -11,21 +11,35 @@ from digits.errors import UserError, reason
 from digits.files import is_intact
 
 
-def classify(model: Path, images: NDArray[np.float32]) -> list[list[tuple[str, float]]]:
-    """Return the classes and their probabilities for each of `images` [n, 1, 28, 28], the likeliest first.
+class Model:
+    """An ONNX file that the export stage wrote: `classes`, and the `channels` and `side` of the images that it takes.
 
-    Raises UserError if `model` is not an ONNX file that the export stage wrote.
+    `ink` says that they show strokes as MNIST's do. Raises UserError if the file is something else.
     """
-    try:
-        content = model.read_bytes()
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        metadata = session.get_modelmeta().custom_metadata_map
-        classes = json.loads(metadata["classes"])
-        if not is_intact(content, metadata["md5"]):
-            raise ValueError("damaged: its content does not match its checksum")
-    except Exception as error:  # ONNX Runtime has an exception of its own for every way to fail
-        raise UserError(f"{model}: not a model of this project ({reason(error)}); `dvc repro` makes it") from None
-    logits = session.run(None, {session.get_inputs()[0].name: images})[0].astype(np.float64)
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    return [[(classes[label], float(row[label])) for label in np.argsort(-row, kind="stable")] for row in shares]
+
+    def __init__(self, path: Path) -> None:
+        try:
+            content = path.read_bytes()
+            self._session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            self.classes: list[str] = json.loads(metadata["classes"])
+            self.ink: bool = json.loads(metadata["model"]).get("ink", True)
+            (entrance,) = self._session.get_inputs()
+            self._input: str = entrance.name
+            _, channels, side, _ = entrance.shape
+            self.channels, self.side = int(channels), int(side)
+            if not is_intact(content, metadata["md5"]):
+                raise ValueError("damaged: its content does not match its checksum")
+        except Exception as error:  # ONNX Runtime has an exception of its own for every way to fail
+            raise UserError(f"{path}: not a model of this project ({reason(error)}); `dvc repro` makes it") from None
+
+    def classify(self, images: NDArray[np.float32]) -> list[list[tuple[str, float]]]:
+        """Return the classes and their probabilities for images [n, channels, side, side], the likeliest first."""
+        logits = self._session.run(None, {self._input: images})[0].astype(np.float64)
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        order = np.argsort(-shares, kind="stable")
+        return [
+            [(self.classes[label], float(row[label])) for label in labels]
+            for row, labels in zip(shares, order, strict=True)
+        ]

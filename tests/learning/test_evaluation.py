@@ -116,7 +116,8 @@ def test_score_is_mean_cross_entropy_and_share_of_hits() -> None:
 @pytest.mark.parametrize(("count", "classes", "missing"), [(500, 10, None), (7, 3, None), (300, 5, 2)])
 def test_scores_agree_with_scikit_learn(count: int, classes: int, missing: int | None) -> None:
     predictions = random_answers(count, classes, count, missing)
-    known: dict[str, Any] = {"labels": range(classes), "zero_division": 0}
+    present = [label for label in range(classes) if label != missing]
+    known: dict[str, Any] = {"labels": present, "zero_division": 0}
     truth, guesses = predictions.split.labels.numpy(), predictions.logits.argmax(dim=1).numpy()
     shares = predictions.logits.double().softmax(dim=1).numpy()
     hits = int((truth == guesses).sum())
@@ -137,10 +138,10 @@ def test_scores_agree_with_scikit_learn(count: int, classes: int, missing: int |
             "loss": found.loss,
             "calibration_error": found.calibration_error,
         },
-        "recall": {str(label): pytest.approx(share) for label, share in enumerate(recall)},
+        "recall": {str(label): pytest.approx(share) for label, share in zip(present, recall, strict=True)},
         "reviewed": None,
     }
-    assert list(found.recall) == [str(label) for label in range(classes)]
+    assert list(found.recall) == list(map(str, present))
 
 
 def test_calibration_error_is_the_gap_of_each_bin_weighted_by_its_count() -> None:
@@ -224,3 +225,11 @@ def test_principal_components_are_those_of_scikit_learn() -> None:
     expected = torch.from_numpy(decomposition.PCA(3).fit_transform(features.double().numpy()))
     found = evaluation.principal_components(features, 3)
     assert torch.allclose(found.abs(), expected.abs())
+
+
+def test_class_without_images_is_left_out_of_recall_and_f1() -> None:
+    split = Split(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 0, 2, 2]), ("a", "b", "c"))
+    logits = torch.tensor([[2.0, 0, 0], [2, 0, 0], [0, 0, 2], [2, 0, 0]])
+    found = evaluation.scores(evaluation.Predictions(split, logits), 10)
+    assert found.recall == {"0": 1.0, "2": 0.5}
+    assert found.macro_f1 == pytest.approx((2 * 2 / 5 + 2 * 1 / 3) / 2)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from digits.datasets import MNIST_SHAPE
 from digits.errors import UserError
 from digits.learning import evaluation, exporting, models, networks
 from digits.learning.evaluation import Predictions
@@ -177,4 +178,7 @@ def test_calibrated_network_divides_its_logits_and_is_exported(tmp_path: Path) -
 
 
 def test_operations_are_the_multiplications_of_one_image() -> None:
-    assert exporting.operations(networks.build("mlp", 10, {"hidden": [7], "dropout": 0.0})) == 784 * 7 + 7 * 10
+    assert (
+        exporting.operations(networks.build("mlp", 10, {"hidden": [7], "dropout": 0.0}), MNIST_SHAPE)
+        == 784 * 7 + 7 * 10
+    )

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from digits import params
+from digits.datasets import MNIST_SHAPE, Shape
 from digits.errors import UserError
 from digits.learning import networks
 from digits.params import ModelParams
@@ -17,18 +18,41 @@ RESNET = {"crop": 1, "channels": [2, 3], "blocks": 1, "dropout": 0.5}
 NETWORKS: list[tuple[str, dict[str, Any]]] = [("cnn", CNN), ("resnet", RESNET), ("mlp", MLP), ("linear", {})]
 
 
-def build(name: str = "cnn", knobs: dict[str, Any] = CNN, seed: int = 0, **statistics: float) -> nn.Module:
+def build(
+    name: str = "cnn", knobs: dict[str, Any] = CNN, seed: int = 0, shape: Shape = MNIST_SHAPE, **statistics: float
+) -> nn.Module:
     torch.manual_seed(seed)
-    return networks.build(name, 3, knobs, **statistics).eval()
+    return networks.build(name, 3, knobs, shape, **statistics).eval()
 
 
-def images(count: int = 4) -> Tensor:
-    return torch.rand(count, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+def images(count: int = 4, shape: Shape = MNIST_SHAPE) -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    return torch.rand(count, shape.channels, shape.side, shape.side, generator=random)
 
 
-def faults(sections: dict[str, Any], name: str = "cnn") -> list[str]:
+def faults(sections: dict[str, Any], name: str = "cnn", shape: Shape | None = None) -> list[str]:
     """Return what is wrong with the knobs of networks where `name` is the chosen one."""
-    return networks.check(ModelParams.model_validate({"name": name, "members": 1, "tta_shift": 0, **sections}))
+    return networks.check(ModelParams.model_validate({"name": name, "members": 1, "tta_shift": 0, **sections}), shape)
+
+
+@pytest.mark.parametrize("shape", [Shape(1, 16), Shape(3, 28), Shape(3, 64)], ids=str)
+@pytest.mark.parametrize(("name", "knobs"), NETWORKS)
+def test_network_takes_images_of_any_shape(name: str, knobs: dict[str, Any], shape: Shape) -> None:
+    for more in ({}, {"members": 2, "tta_shift": 1}):
+        assert build(name, knobs | more, shape=shape)(images(4, shape)).shape == (4, 3)
+
+
+def test_network_for_which_images_are_too_small_says_what_would_fit() -> None:
+    (line,) = faults({"cnn": CNN}, shape=Shape(1, 8))
+    assert line.startswith(
+        "model.cnn.channels: must be at most 0 convolutions with model.cnn.crop 1 and images of 8 x 8"
+    )
+    assert line.endswith("a smaller crop, or model.name resnet or mlp, takes smaller images")
+    (line,) = faults({"resnet": RESNET | {"crop": 3}}, "resnet", Shape(3, 8))
+    assert line.startswith(
+        "model.resnet.channels: must have fewer widths or a smaller model.resnet.crop with images of 8"
+    )
+    assert not faults({"mlp": MLP}, "mlp", Shape(3, 8))
 
 
 @pytest.mark.parametrize(("name", "knobs"), NETWORKS)
@@ -104,15 +128,16 @@ def test_every_fault_of_the_networks_has_its_own_line() -> None:
 @pytest.mark.parametrize(("crop", "room"), [(0, 6), (2, 5), (8, 2)])
 def test_cnn_can_be_as_deep_as_its_images_allow(crop: int, room: int) -> None:
     assert build(knobs=CNN | {"crop": crop, "channels": [2] * room})(images()).shape == (4, 3)
-    fault = rf"^model\.cnn\.channels: must be at most {room} convolutions with model\.cnn\.crop {crop}, not {room + 1}:"
+    allowed = rf"{room} convolutions with model\.cnn\.crop {crop} and images of 28 x 28 gray"
+    fault = rf"^model\.cnn\.channels: must be at most {allowed}, not {room + 1}:"
     with pytest.raises(UserError, match=fault):
         build(knobs=CNN | {"crop": crop, "channels": [2] * (room + 1)})
 
 
 def test_knobs_that_do_not_go_together_are_rejected_where_the_network_is_chosen() -> None:
     sections = {"cnn": CNN | {"crop": 8, "channels": [2] * 3}, "mlp": MLP}
-    (line,) = faults(sections, "cnn")
-    assert line.startswith("model.cnn.channels: must be at most 2 convolutions with model.cnn.crop 8, not 3")
+    (line,) = faults(sections, "cnn", MNIST_SHAPE)
+    assert line.startswith("model.cnn.channels: must be at most 2 convolutions with model.cnn.crop 8 and")
     assert faults(sections, "mlp") == []
 
 

@@ -385,10 +385,10 @@ def test_begun_training_is_the_one_made_by_hand_with_the_same_seed(change: Chang
     pixels = splits.statistics({"train": LEARNED, "validation": HELD_OUT, "test": HELD_OUT})
     write_json(paths.DATASET_METRICS, asdict(pixels))
     torch.manual_seed(streams.derive(5, "weights"))
-    network = networks.build("cnn", len(CLASSES), KNOBS, pixels.pixel_mean, pixels.pixel_std)
+    network = networks.build("cnn", len(CLASSES), KNOBS, mean=pixels.pixel_mean, std=pixels.pixel_std)
     torch.manual_seed(12345)  # what was drawn before must not matter
     begun = training.begin(p, LEARNED, HELD_OUT, CPU)
     assert equal(copied(begun.network), copied(network))
-    by_hand = training_of(p, network, torch.bfloat16)
+    by_hand = Training(network, LEARNED, HELD_OUT, p, CPU, torch.bfloat16, pixels)
     assert list(begun.epochs()) == list(by_hand.epochs())
     assert equal(copied(begun.network), copied(network))

@@ -46,8 +46,9 @@ def test_download_and_preprocess_need_less_memory_than_the_data(
     monkeypatch.chdir(tmp_path)
     write_images(Path("data/own"))
     count = 3 * LIMIT * 1024 // 2 // 784
-    for kind, shape in (("images", (count, 28, 28)), ("labels", (count,))):
-        Path("data/own", FILES["train", kind]).write_bytes(format_idx(np.full(shape, 9, np.uint8)))
+    large = {"images": np.full((count, 28, 28), 9, np.uint8), "labels": (np.arange(count) % 10).astype(np.uint8)}
+    for kind, array in large.items():
+        Path("data/own", FILES["train", kind]).write_bytes(format_idx(array))
     write_params(SHORT)
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, check=True, capture_output=True, text=True)

@@ -10,14 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from pydantic import BaseModel
 
 from digits import params
+from digits.datasets import FILES
 from digits.errors import UserError
 from digits.files import flatten
+from digits.images.idx import read_idx
 from digits.learning import distributed
 from digits.learning.checkpoints import Checkpoint
 from digits.params.reading import choose
@@ -154,7 +157,13 @@ CHANGES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "data.folder": ("download", "nowhere", {}),
     "data.sources": ("download", ["http://127.0.0.1:9/other"], {"data.name": "mnist"}),
     "data.timeout": ("download", 0.2, {"data.name": "mnist"}),
+    "data.format": ("download", "npz", {}),
+    "data.label": ("download", "last", {"data.folder": "table.csv", "data.label": "first"}),
+    "data.transpose": ("download", True, {}),
+    "data.side": ("download", 20, {}),
+    "data.ink": ("download", True, {}),
     "split.validation": ("preprocess", 50, {}),
+    "split.test": ("preprocess", 0.3, {"data.folder": "undivided.npz"}),
     "split.seed": ("preprocess", 1, {}),
     "split.training_share": ("preprocess", 0.5, {}),
     "model.name": ("train", "mlp", {}),
@@ -218,6 +227,9 @@ def test_every_knob_changes_something(
     if key == "data.timeout":
         setting = setting | {"data.sources": [silent_server], "data.timeout": 0.1}
     base = SHORT | setting
+    images, labels = (read_idx(Path("data/own", FILES["train", kind])) for kind in ("images", "labels"))
+    np.savez("undivided.npz", x=images, y=labels)
+    np.savetxt("table.csv", np.column_stack([labels, images.reshape(len(images), -1)]), "%d", ",")
     before = run_up_to(stage, base, tmp_path_factory, capsys)
     write_params(base | {key: value})
     assert outcome(stage, capsys) != before

@@ -1,18 +1,31 @@
 """Pictures of what the model gets right and wrong, for evaluate."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import torch
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
+from torch.nn import functional
 
 from digits.images.corruptions import SEVERITIES
 from digits.learning.evaluation import Predictions, calibrated, confusion, principal_components, wilson
 from digits.learning.evaluation import recall as recall_of
 from digits.learning.evaluation import reliability as sort
 from digits.learning.robustness import Robustness
-from digits.reports.figures.style import BLUE, GREY, ORANGE, ROW, cells, gallery, label_classes, saved
+from digits.reports.figures.style import (
+    BLUE,
+    GREY,
+    MANY,
+    ORANGE,
+    ROW,
+    cells,
+    gallery,
+    label_classes,
+    saved,
+    whole_numbers,
+)
 
 BADGE = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0}
 
@@ -22,6 +35,9 @@ def confusion_matrix(predictions: Predictions, path: Path) -> None:
     matrix, classes = confusion(predictions), predictions.split.classes
     count, errors = int(matrix.sum()), int(matrix.sum() - matrix.diag().sum())
     mistakes = matrix.clone().fill_diagonal_(0)
+    if len(classes) > MANY:
+        _pairs(mistakes, classes, f"{errors} errors in {count:,}", path)
+        return
     size = max(5.5, 0.5 * len(classes) + 1.5)
     with saved(path, size, size) as figure:
         axes = figure.subplots()
@@ -32,6 +48,20 @@ def confusion_matrix(predictions: Predictions, path: Path) -> None:
         axes.set_yticks(range(len(classes)), classes)
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.set_title(f"Confusion on the test set: {errors} errors in {count:,}")
+
+
+def _pairs(mistakes: Tensor, classes: Sequence[str], title: str, path: Path, limit: int = 30) -> None:
+    """Show the most confused pairs of true and predicted class."""
+    counts, places = mistakes.flatten().sort(descending=True, stable=True)
+    shown = max(1, min(limit, int((counts > 0).sum())))
+    names = [f"{classes[place // len(classes)]} → {classes[place % len(classes)]}" for place in places[:shown].tolist()]
+    with saved(path, 7, 0.25 * shown + 1.2) as figure:
+        axes = figure.subplots()
+        axes.barh(range(shown), counts[:shown].tolist(), color=ORANGE)
+        axes.set_yticks(range(shown), names)
+        axes.invert_yaxis()
+        whole_numbers(axes.xaxis)
+        axes.set(title=f"Most confused on the test set, true → predicted: {title}", xlabel="images")
 
 
 def misclassified(predictions: Predictions, limit: int, path: Path) -> None:
@@ -50,10 +80,16 @@ def misclassified(predictions: Predictions, limit: int, path: Path) -> None:
 
 def recall(predictions: Predictions, path: Path) -> None:
     """Show the recall of each class with Wilson's 95 % interval, and the accuracy over all."""
-    matrix, classes = confusion(predictions), predictions.split.classes
-    counts = zip(matrix.diag().tolist(), matrix.sum(dim=1).clamp(min=1).tolist(), strict=True)
-    found, intervals = recall_of(matrix).tolist(), [wilson(*pair) for pair in counts]
-    with saved(path, max(7.0, 0.6 * len(classes) + 1), 3.6) as figure:
+    matrix = confusion(predictions)
+    shares = recall_of(matrix)
+    present = matrix.sum(dim=1).nonzero().flatten()
+    if len(present) > MANY:
+        present = present[shares[present].argsort(stable=True)[:MANY]]
+    classes = [predictions.split.classes[label] for label in present.tolist()]
+    counts = zip(matrix.diag()[present].tolist(), matrix.sum(dim=1)[present].tolist(), strict=True)
+    found, intervals = shares[present].tolist(), [wilson(*pair) for pair in counts]
+    weakest = "" if len(classes) == len(predictions.split.classes) else f" ({len(classes)} of all)"
+    with saved(path, max(7.0, 0.5 * len(classes) + 1), 3.6) as figure:
         axes = figure.subplots()
         spread = [[max(0.0, share - low) for share, (low, _) in zip(found, intervals, strict=True)]]
         spread.append([max(0.0, high - share) for share, (_, high) in zip(found, intervals, strict=True)])
@@ -62,7 +98,9 @@ def recall(predictions: Predictions, path: Path) -> None:
         axes.axhline(predictions.accuracy, color=ORANGE, linestyle="--", label=label)
         label_classes(axes, classes)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-        axes.set(title="Recall of each class on the test set", xlabel="true class", ylabel="classified correctly")
+        axes.set(
+            title=f"Recall of each class on the test set{weakest}", xlabel="true class", ylabel="classified correctly"
+        )
         axes.legend(loc="lower left")
 
 
@@ -131,7 +169,8 @@ def robustness(found: Robustness, path: Path) -> None:
 
 def embedding(predictions: Predictions, features: Tensor, path: Path) -> None:
     """Show a map of the images by the network's last features, projected to their principal components."""
-    places = principal_components(features, 4)
+    width = min(4, features.shape[1])
+    places = functional.pad(principal_components(features, width), (0, 4 - width))
     labels, classes, wrong = predictions.split.labels, predictions.split.classes, ~predictions.correct
     colors = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"]
     with saved(path, 10, 5) as figure:
@@ -139,9 +178,12 @@ def embedding(predictions: Predictions, features: Tensor, path: Path) -> None:
             x, y = places[:, first], places[:, first + 1]
             for label, name in enumerate(classes):
                 mine = labels == label
+                if not mine.any():
+                    continue
                 axes.scatter(x[mine].tolist(), y[mine].tolist(), s=3, color=colors(label % colors.N), linewidths=0)
                 middle = float(x[mine].median()), float(y[mine].median())
-                axes.text(*middle, name, ha="center", va="center", fontweight="bold", bbox=BADGE)
+                if len(classes) <= MANY:
+                    axes.text(*middle, name, ha="center", va="center", fontweight="bold", bbox=BADGE)
             axes.scatter(x[wrong].tolist(), y[wrong].tolist(), s=26, marker="x", color="black", linewidths=1)
             axes.set(xlabel=f"component {first + 1}", ylabel=f"component {first + 2}", xticks=[], yticks=[])
             axes.grid(visible=False)

@@ -19,6 +19,7 @@ from torch import Tensor
 from digits.files import atomic
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
+MANY = 70  # classes: of more, figures show the most telling ones only
 ROW = 1.17  # inches: the height of a row of `gallery` in a figure of 8.8 inches
 STYLE: dict[Any, Any] = {"axes.grid": True, "axes.axisbelow": True, "grid.color": "#e2e8f0", "font.size": 10}
 STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False)
@@ -41,8 +42,11 @@ def saved(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def show(axes: Axes, image: Tensor) -> None:
-    """Draw an image [1, height, width], dark on white."""
-    axes.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+    """Draw an image [channels, height, width] with values in 0 … 255: a gray one dark on white."""
+    if len(image) == 1:
+        axes.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+    else:
+        axes.imshow(image.permute(1, 2, 0).clamp(0, 255).to(torch.uint8).numpy(), interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
@@ -55,16 +59,21 @@ def label_classes(axes: Axes, classes: Sequence[str]) -> None:
 
 
 def gallery(figure: Figure | SubFigure, rows: int, images: Sequence[Tensor], titles: Sequence[str]) -> None:
-    """Draw images [1, height, width] with their titles in a grid of `rows`, 8 in each."""
-    height, width = images[0].shape[1:] if images else (1, 1)
+    """Draw images [channels, height, width] with their titles in a grid of `rows`, 8 in each."""
+    channels, height, width = images[0].shape if images else (1, 1, 1)
     across, down = round(1.3 * width), round(1.35 * height)  # from one image to the next: a title needs room
-    sheet = torch.zeros(rows * down, 8 * across, dtype=torch.uint8)  # one image, since a grid of axes takes a second
+    sheet = blank(channels, rows * down, 8 * across)  # one image, since a grid of axes takes a second
     axes = figure.subplots()
     for place, (image, title) in enumerate(zip(images, titles, strict=True)):
         top, left = place // 8 * down + down - height, place % 8 * across + (across - width) // 2
-        sheet[top : top + height, left : left + width] = image[0]
+        sheet[:, top : top + height, left : left + width] = image
         axes.text(left + width / 2, top - 0.06 * height, title, ha="center", va="bottom", fontsize=9)
-    show(axes, sheet.unsqueeze(0))
+    show(axes, sheet)
+
+
+def blank(channels: int, height: int, width: int) -> Tensor:
+    """Return an image that `show` draws white: uint8 [channels, height, width]."""
+    return torch.full((channels, height, width), 0 if channels == 1 else 255, dtype=torch.uint8)
 
 
 def cells(axes: Axes, values: Tensor, texts: Sequence[Sequence[str]], *, bold: bool = False, **colors: Any) -> None:

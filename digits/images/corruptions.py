@@ -21,7 +21,10 @@ def _move(images: Tensor, amount: float, knob: str) -> Tensor:
     """Move images by an amount of `augment`, in turn in either direction; of shifts, the two axes have turns apart."""
     ways = torch.arange(len(images))
     draws = torch.stack([ways % 2, ways % 2, ways % 2, ways % 2, ways // 2 % 2])
-    return augment(images, draws, **(dict.fromkeys(("rotation", "scale", "shift", "shear"), 0.0) | {knob: amount}))
+    amounts = dict.fromkeys(("rotation", "scale", "shift", "shear"), 0.0) | {knob: amount}
+    edges = torch.cat([images[:, :, [0, -1]].flatten(2), images[:, :, :, [0, -1]].flatten(2)], dim=2)
+    background = edges.transpose(0, 1).flatten(1).median(dim=1).values.tolist()  # of each channel
+    return augment(images, draws, **amounts, background=background)
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:

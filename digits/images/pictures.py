@@ -1,5 +1,6 @@
 """Picture files as pixels, whatever their mode. No torch: also for `serving`."""
 
+import warnings
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +21,10 @@ def read(source: Path | IO[bytes], name: Path | str) -> NDArray[np.uint8]:
     floating-point values are scaled. Raises UserError, in which the picture is called `name`, if it is none.
     """
     try:
-        with Image.open(source) as opened:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is rejected below
+            picture = Image.open(source)
+        with picture as opened:
             if opened.width * opened.height > MOST:
                 raise UserError(f"{name}: {opened.width} x {opened.height} pixels; must be at most {MOST:,}")
             image = ImageOps.exif_transpose(opened)

@@ -181,6 +181,7 @@ def csv(path: Path, options: Options) -> Iterator[Block]:
         yield from _table(part, file, options)
 
 
+SAMPLE = 4_000_000  # characters of a table that show what it is: 80 rows of the largest images
 LABELS = ("label", "labels", "class", "target", "y", "digit", "category")  # of a header
 
 
@@ -193,9 +194,12 @@ def _table(part: str, file: Path, options: Options) -> Iterator[Block]:
             if file.name.endswith(".gz")
             else file.open(encoding="utf-8") as text
         ):
-            lines = [line for line, _ in zip(text, range(BLOCK), strict=False)]
+            start = text.read(SAMPLE)
+        lines = start.splitlines(keepends=True)
         if not lines:
             raise UserError(f"{file}: empty")
+        if len(start) == SAMPLE and len(lines.pop()) == SAMPLE:
+            raise UserError(f"{file}: has a line of more than {SAMPLE:,} characters")
         separator = max(",;\t ", key=lines[0].count)
         first = [cell.strip().strip('"') for cell in lines[0].split(separator)]
         header = 0 if sum(not _is_number(cell) for cell in first) > 1 or first[0].lower() in LABELS else None

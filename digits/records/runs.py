@@ -249,7 +249,9 @@ def _log_stage(client: "MlflowClient", run_id: str, stage: str, p: Params) -> st
         client.set_tag(run_id, f"{KEY}{name}", md5(path))
     now = int(time.time() * 1000)
     old = client.get_run(run_id).data.metrics
-    client.log_batch(run_id, [Metric(key, value, now, step) for key, value in figures.items() if old.get(key) != value])
+    changed = [Metric(key, value, now, step) for key, value in figures.items() if old.get(key) != value]
+    for start in range(0, len(changed), 1000):  # as many as MLflow takes at once: there is a recall for each class
+        client.log_batch(run_id, changed[start : start + 1000])
     for path in pipeline.outputs(stage):
         # The page that compares runs offers files that lie at the root, and no others.
         at_root = path.suffix in (".png", ".md")

@@ -21,6 +21,11 @@ PREPARED = {
     "smoothing, stretch the contrast so that paper is 0 and ink is 1, and put its center of mass in the middle.",
     False: "scale the longer side to that of the image with smoothing, and pad the shorter one with its background.",
 }
+SEEN = {
+    True: "It has seen single, centered, upright characters of one size. On anything else (several digits, letters,\n"
+    "  photographs, a blank page)",
+    False: "It has seen images of one of its classes each. On anything else",
+}
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
 
@@ -79,6 +84,8 @@ def model_card(
         held_out=HELD_OUT if dataset.test_held_out else "",
         absent=_absent(description.classes, test.recall),
         preparation=PREPARED[description.ink],
+        things="single characters" if description.ink else "images",
+        seen=SEEN[description.ink],
         input=exporting.INPUT,
         output=exporting.OUTPUT,
         torch=torch,

@@ -74,3 +74,13 @@ def test_meaningless_images_have_the_shape_of_the_others_and_are_of_several_kind
     assert torch.equal(shuffled.sort(dim=1).values, original.sort(dim=1).values)
     assert not torch.equal(shuffled, original)
     assert bool((found["two images in one"] >= IMAGES).all())
+
+
+@pytest.mark.parametrize("kind", ["shift", "rotation", "scale"])
+def test_paper_that_is_not_black_stays_what_it_is(kind: str) -> None:
+    images = torch.full((8, 3, 16, 16), 255, dtype=torch.uint8)
+    images[:, 1] = 200
+    images[..., 6:10, 6:10] = 20
+    moved = corrupt(images, kind, 2)
+    assert moved[:, 0, 0].min() == 255
+    assert (moved[:, 1, 0].int() - 200).abs().max() <= 1

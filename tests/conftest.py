@@ -60,7 +60,7 @@ def command_blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--damaged", default=12, type=int, help="how many damaged files of each format are tried")
+    parser.addoption("--damaged", default=8, type=int, help="how many damaged files of each format are tried")
     parser.addoption("--kills", default=5, type=int, help="how often tests/pipeline/test_kill.py kills")
 
 

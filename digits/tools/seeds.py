@@ -7,16 +7,18 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from tqdm import tqdm
 
 from digits import params
+from digits.datasets import FOLDER
 from digits.errors import UserError
 from digits.files import flatten
 from digits.learning import networks
-from digits.records import results
+from digits.records import lineage, results
 
 PATIENCE, RETRIES = 3, 2  # looks at a queue without a worker before it is started again, and how often that is done
 INTERVAL = 3  # seconds between two looks; each costs more than one of CPU
@@ -82,6 +84,11 @@ def queue(names: list[str], changes: list[str], jobs: int) -> Iterator[str]:
         time.sleep(INTERVAL if waiting else 0)
     if failed:
         raise UserError(f"{', '.join(failed)}: failed; `dvc queue logs {failed[0]}` says why")
+
+
+def reaches_a_copy(path: Path) -> bool:
+    """Say whether a temporary copy of the repository, in which a queue runs, finds this path."""
+    return path.is_absolute() or bool(lineage.git("ls-files", "--", str(path), f"{path}.dvc"))
 
 
 def run(name: str, count: int, changes: list[str], jobs: int, report: Any = None) -> list[results.Result]:
@@ -161,7 +168,10 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
     arguments = parser.parse_args(words)
     if min(arguments.count, arguments.jobs) < 1:
         raise UserError("--count, --jobs: must be 1 or more")
-    params.load(networks.check, params.assigned(arguments.set_param))  # reports a fault before anything is queued
+    p = params.load(networks.check, params.assigned(arguments.set_param))  # reports a fault before anything is queued
+    if p.data.name == FOLDER and not reaches_a_copy(Path(p.data.folder)):
+        where = "not in git or DVC, so the copies in which the queue runs do not have it"
+        raise UserError(f"params.yaml: data.folder: {p.data.folder}: {where}; give an absolute path")
     report = sys.stderr if arguments.json else sys.stdout
     found = summary(arguments.name, run(arguments.name, arguments.count, arguments.set_param, arguments.jobs, report))
     print(json.dumps(found.as_json(), indent=2) if arguments.json else f"\n{markdown([found])}")

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from benchmarks import growth
 from digits import params, paths
@@ -45,5 +46,8 @@ def test_a_copied_project_has_a_short_training_on_the_enlarged_data(
     growth.copy_project(root, folder / "own")
     p = params.load(networks.check, path=root / "params.yaml")
     assert (p.data.name, p.data.folder, p.train.epochs, p.model.name) == ("folder", str(folder / "own"), 1, "mlp")
+    content = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))  # for six images
+    content["split"]["validation"], content["train"]["batch_size"] = 0.3, 2
+    (root / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     assert growth.measure("download", root).seconds > 0
     assert (root / paths.RAW / FILES["train", "images"]).stat().st_size == 16 + 6 * 784

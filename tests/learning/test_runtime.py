@@ -75,7 +75,8 @@ draw = torch.Generator().manual_seed(0)
 images = torch.randint(0, 256, (400, 1, 28, 28), dtype=torch.uint8, generator=draw)
 split = Split(images, torch.randint(0, 10, (400,), generator=draw), tuple("0123456789"))
 torch.manual_seed(0)
-network = networks.build("cnn", 10, {"crop": 0, "channels": [8, 16, 16], "hidden": 32, "dropout": 0.2}, 0.5, 0.3)
+knobs = {"crop": 0, "channels": [8, 16, 16], "hidden": 32, "dropout": 0.2}
+network = networks.build("cnn", 10, knobs, mean=0.5, std=0.3)
 list(Training(network, split[:350], split[350:], p, device).epochs())
 weights = b"".join(value.contiguous().numpy().tobytes() for value in network.state_dict().values())
 logits = evaluation.predict(network, split, 250, device).logits

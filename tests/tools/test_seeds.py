@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from digits.records import results
 from digits.records.results import Result
 from digits.tools import seeds
 
-from ..conftest import Change
+from ..conftest import Change, git
 from .conftest import result
 
 NAMES = ["x-seed-0", "x-seed-1"]
@@ -82,3 +83,17 @@ def test_each_seed_is_a_line_as_soon_as_it_is_done_and_json_stays_alone_on_stdou
         assert json.loads(said.out)["validation_mean"] == pytest.approx(97.5)
     else:
         assert "| x | 2 | 97.50 ± 0.71 (97.00 to 98.00) |" in said.out
+
+
+def test_own_data_that_copies_in_the_queue_would_lack_are_refused_before_anything_is_queued(change: Change) -> None:
+    change({})
+    git("init", "--quiet")
+    Path("mine").mkdir()
+    Path("mine/a.csv").touch()
+    words = ["seeds", "x", "-S", "data.name=folder", "-S", "data.folder=mine"]
+    said = r"^params\.yaml: data\.folder: mine: not in git or DVC, .*; give an absolute path$"
+    with pytest.raises(UserError, match=said):
+        dispatch(words)
+    assert seeds.reaches_a_copy(Path("mine").resolve())
+    git("add", "mine")
+    assert seeds.reaches_a_copy(Path("mine"))

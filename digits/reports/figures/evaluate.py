@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -61,7 +62,7 @@ def _pairs(mistakes: Tensor, classes: Sequence[str], title: str, path: Path, lim
         axes.set_yticks(range(shown), names)
         axes.invert_yaxis()
         whole_numbers(axes.xaxis)
-        axes.set(title=f"Most confused on the test set, true → predicted: {title}", xlabel="images")
+        axes.set(title=f"Most confused on the test set: {title}", xlabel="images, true → predicted class")
 
 
 def misclassified(predictions: Predictions, limit: int, path: Path) -> None:
@@ -79,29 +80,42 @@ def misclassified(predictions: Predictions, limit: int, path: Path) -> None:
 
 
 def recall(predictions: Predictions, path: Path) -> None:
-    """Show the recall of each class with Wilson's 95 % interval, and the accuracy over all."""
+    """Show the recall of each class with Wilson's 95 % interval, and the accuracy over all.
+
+    Of very many classes, those with the lowest recall.
+    """
     matrix = confusion(predictions)
-    shares = recall_of(matrix)
-    present = matrix.sum(dim=1).nonzero().flatten()
-    if len(present) > MANY:
-        present = present[shares[present].argsort(stable=True)[:MANY]]
-    classes = [predictions.split.classes[label] for label in present.tolist()]
-    counts = zip(matrix.diag()[present].tolist(), matrix.sum(dim=1)[present].tolist(), strict=True)
-    found, intervals = shares[present].tolist(), [wilson(*pair) for pair in counts]
-    weakest = "" if len(classes) == len(predictions.split.classes) else f" ({len(classes)} of all)"
-    with saved(path, max(7.0, 0.5 * len(classes) + 1), 3.6) as figure:
+    shares, present = recall_of(matrix), matrix.sum(dim=1).nonzero().flatten()
+    many = len(present) > MANY
+    shown = present[shares[present].argsort(stable=True)[:MANY]] if many else present
+    classes = [predictions.split.classes[label] for label in shown.tolist()]
+    counts = zip(matrix.diag()[shown].tolist(), matrix.sum(dim=1)[shown].tolist(), strict=True)
+    found, intervals = shares[shown].tolist(), [wilson(*pair) for pair in counts]
+    spread = [[max(0.0, share - low) for share, (low, _) in zip(found, intervals, strict=True)]]
+    spread.append([max(0.0, high - share) for share, (_, high) in zip(found, intervals, strict=True)])
+    look: dict[str, Any] = {"fmt": "o", "color": BLUE, "capsize": 4, "label": "95 % interval"}
+    line: dict[str, Any] = {"color": ORANGE, "linestyle": "--"}
+    line["label"] = f"all {len(predictions.split):,} images: {predictions.accuracy:.2%}"
+    size = (7.0, 0.25 * len(classes) + 1.2) if many else (max(7.0, 0.6 * len(classes) + 1), 3.6)
+    with saved(path, *size) as figure:
         axes = figure.subplots()
-        spread = [[max(0.0, share - low) for share, (low, _) in zip(found, intervals, strict=True)]]
-        spread.append([max(0.0, high - share) for share, (_, high) in zip(found, intervals, strict=True)])
-        axes.errorbar(range(len(classes)), found, yerr=spread, fmt="o", color=BLUE, capsize=4, label="95 % interval")
-        label = f"all {len(predictions.split):,} images: {predictions.accuracy:.2%}"
-        axes.axhline(predictions.accuracy, color=ORANGE, linestyle="--", label=label)
-        label_classes(axes, classes)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-        axes.set(
-            title=f"Recall of each class on the test set{weakest}", xlabel="true class", ylabel="classified correctly"
-        )
-        axes.legend(loc="lower left")
+        if many:
+            axes.errorbar(found, range(len(classes)), xerr=spread, **look)
+            axes.axvline(predictions.accuracy, **line)
+            axes.set_yticks(range(len(classes)), classes)
+            axes.invert_yaxis()
+            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            title = f"Recall on the test set: the weakest {len(classes)} of {len(present)} classes"
+            axes.set(title=title, xlabel="classified correctly")
+        else:
+            axes.errorbar(range(len(classes)), found, yerr=spread, **look)
+            axes.axhline(predictions.accuracy, **line)
+            label_classes(axes, classes)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+            axes.set(title="Recall of each class on the test set", xlabel="true class", ylabel="classified correctly")
+            axes.legend(loc="lower left")
+        if many:
+            figure.legend(loc="outside lower center", ncols=2)
 
 
 def reliability(predictions: Predictions, temperature: float, smoothing: float, bins: int, path: Path) -> None:

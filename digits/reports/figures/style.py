@@ -19,7 +19,7 @@ from torch import Tensor
 from digits.files import atomic
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
-MANY = 70  # classes: of more, figures show the most telling ones only
+MANY = 30  # classes: of more, figures show the most telling ones only
 ROW = 1.17  # inches: the height of a row of `gallery` in a figure of 8.8 inches
 STYLE: dict[Any, Any] = {"axes.grid": True, "axes.axisbelow": True, "grid.color": "#e2e8f0", "font.size": 10}
 STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False)

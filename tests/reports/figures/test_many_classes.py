@@ -37,8 +37,7 @@ FIGURES: dict[str, Callable[[Predictions, Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("color", [False, True])
-@pytest.mark.parametrize("classes", [2, 62, 500])
+@pytest.mark.parametrize(("classes", "color"), [(2, True), (62, False), (500, False)])
 @pytest.mark.parametrize("figure", FIGURES)
 def test_figure_of_many_classes_is_of_a_size_that_can_be_read(
     tmp_path: Path, figure: str, classes: int, *, color: bool
@@ -46,6 +45,6 @@ def test_figure_of_many_classes_is_of_a_size_that_can_be_read(
     path = tmp_path / "figure.png"
     FIGURES[figure](predictions(classes, color=color), path)
     width, height = Image.open(path).size
-    assert width <= 8000
-    assert height <= 7000
+    assert width <= 4000
+    assert height <= 4000
     assert path.stat().st_size < 1_000_000

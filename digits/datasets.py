@@ -12,6 +12,11 @@ class Shape:
     channels: int
     side: int
 
+    @property
+    def dimensions(self) -> tuple[int, ...]:
+        """Those of an array of its pixels: (side, side), or (side, side, 3)."""
+        return (self.side, self.side) + ((3,) if self.channels == 3 else ())
+
     def __str__(self) -> str:
         return f"{self.side} x {self.side} {'gray' if self.channels == 1 else 'color'}"
 
@@ -35,9 +40,10 @@ FOLDER = "folder"  # the value of `data.name` that stands for the user's own fil
 class Dataset:
     """A data set that params.yaml can name. `torchvision` is the name of its class in `torchvision.datasets`.
 
-    `split` is the argument of that name, where it has one; `side` is that of its gray images; `hub` is its name on
-    Hugging Face; `rejected` are the indices of test images whose label fewer than three of five
-    reviewers confirmed.
+    `split` is the argument of that name, where it has one; `side` is that of its gray images, and `ink` says whether
+    they show strokes as MNIST's do; `as_mnist` that it is published as four files in the format of MNIST. `hub` is its
+    name on Hugging Face; `rejected` are the indices of test images whose label fewer than three of five reviewers
+    confirmed.
     """
 
     torchvision: str
@@ -47,6 +53,8 @@ class Dataset:
     train_count: int = 60_000
     side: int = 28
     split: str | None = None
+    ink: bool = True
+    as_mnist: bool = True
     # MD5 of each uncompressed file. Without one, the MD5 that torchvision lists for the .gz file is checked.
     md5: dict[str, str] = field(default_factory=dict)
     rejected: tuple[int, ...] = ()
@@ -57,7 +65,7 @@ UNLIKE_CAPITALS = "abdefghnqrt"  # small letters that do not look like their cap
 
 
 def _emnist(split: str, train_count: int, classes: str) -> Dataset:
-    return Dataset("EMNIST", tuple(classes), "", "CC0", train_count, split=split)
+    return Dataset("EMNIST", tuple(classes), "", "CC0", train_count, split=split, as_mnist=False)
 
 
 FASHION = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
@@ -78,10 +86,12 @@ DATASETS = {
         # mturk/mnist_mturk.json of github.com/cleanlab/label-errors.
         rejected=(947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729),
     ),
-    "fashion_mnist": Dataset("FashionMNIST", tuple(FASHION.split(", ")), "zalando-datasets/fashion_mnist", "MIT"),
+    "fashion_mnist": Dataset(
+        "FashionMNIST", tuple(FASHION.split(", ")), "zalando-datasets/fashion_mnist", "MIT", ink=False
+    ),
     "kmnist": Dataset("KMNIST", tuple(SYLLABLES.split(", ")), "tanganke/kmnist", "CC BY-SA 4.0"),
-    "qmnist": Dataset("QMNIST", tuple(DIGITS), "", "BSD 3-Clause"),
-    "usps": Dataset("USPS", tuple(DIGITS), "flwrlabs/usps", "not stated", train_count=7_291, side=16),
+    "qmnist": Dataset("QMNIST", tuple(DIGITS), "", "BSD 3-Clause", as_mnist=False),
+    "usps": Dataset("USPS", tuple(DIGITS), "flwrlabs/usps", "not stated", train_count=7_291, side=16, as_mnist=False),
     "emnist_byclass": _emnist("byclass", 697_932, DIGITS + CAPITALS + SMALL),
     "emnist_bymerge": _emnist("bymerge", 697_932, DIGITS + CAPITALS + UNLIKE_CAPITALS),
     "emnist_balanced": _emnist("balanced", 112_800, DIGITS + CAPITALS + UNLIKE_CAPITALS),

@@ -5,10 +5,8 @@ from the same bytes. Your own images may have any format of `images.readers`; th
 classes and counts, and for whether the params fit them.
 """
 
-from pathlib import Path
-
 from digits import params, paths
-from digits.datasets import FOLDER, Shape
+from digits.datasets import FOLDER
 from digits.errors import UserError, run
 from digits.images import fetching, own
 from digits.images.readers import PARTS
@@ -20,12 +18,12 @@ def main() -> None:
     if data.name != FOLDER:
         fetching.download(data.name, data.sources, data.timeout, paths.RAW)
         return
-    source = own.Source(Path(data.folder), data.format, data.label, data.transpose, data.side, data.ink)
+    source = own.Source.of(data)
     found = own.survey(source)
     if faults := found.faults(source.side):
         raise UserError("\n".join(f"{source.path}: {fault}" for fault in faults))
     counts = {part: found.total(part) for part in PARTS}
-    params.reject_misfits(networks.check, Shape(found.channels, found.side(source.side)), counts)
+    params.reject_misfits(networks.check, found.shape(source.side), counts)
     own.copy(source, found, paths.RAW)
     print("\n".join(found.lines()))
 

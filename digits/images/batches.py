@@ -13,6 +13,12 @@ def to_float(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
+def edges(images: Tensor) -> Tensor:
+    """Return the pixels along the border of images [n, channels, side, side], by channel: [channels, pixels]."""
+    borders = [images[:, :, [0, -1]].flatten(2), images[:, :, :, [0, -1]].flatten(2)]
+    return torch.cat(borders, dim=2).transpose(0, 1).flatten(1)
+
+
 def batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
     """Return the indices 0 … count-1 once each, shuffled, in batches of `size`; the last one may be smaller.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from digits.images.batches import augment, to_float
+from digits.images.batches import augment, edges, to_float
 
 SEVERITIES = range(1, 6)
 
@@ -22,8 +22,7 @@ def _move(images: Tensor, amount: float, knob: str) -> Tensor:
     ways = torch.arange(len(images))
     draws = torch.stack([ways % 2, ways % 2, ways % 2, ways % 2, ways // 2 % 2])
     amounts = dict.fromkeys(("rotation", "scale", "shift", "shear"), 0.0) | {knob: amount}
-    edges = torch.cat([images[:, :, [0, -1]].flatten(2), images[:, :, :, [0, -1]].flatten(2)], dim=2)
-    background = edges.transpose(0, 1).flatten(1).median(dim=1).values.tolist()  # of each channel
+    background = edges(images).median(dim=1).values.tolist()  # of each channel
     return augment(images, draws, **amounts, background=background)
 
 

@@ -51,7 +51,7 @@ def download(name: str, sources: list[str], timeout: float, target: Path) -> Non
             if following:
                 print(f"{source}: not available here; trying {following}")
         if not wanted:
-            About(list(dataset.classes), ink=dataset.torchvision != "FashionMNIST").write(target)
+            About(list(dataset.classes), dataset.ink).write(target)
             return
     lines = [f"data.sources: {fault}" for fault in faults]
     raise UserError("\n".join([f"no source has {', '.join(wanted)} of {name}; tried:", *lines]))
@@ -65,7 +65,7 @@ def _fetch(dataset: Dataset, source: str, wanted: list[str], timeout: float) -> 
     from torchvision import datasets  # only now: it takes seconds
 
     listed = getattr(datasets, dataset.torchvision)
-    if dataset.split or dataset.torchvision in ("QMNIST", "USPS"):
+    if not dataset.as_mnist:
         if source != "torchvision":
             raise SourceError(f"{source}: only torchvision has {dataset.torchvision}")
         yield from _from_class(listed, dataset, timeout)

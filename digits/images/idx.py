@@ -44,11 +44,18 @@ def read_idx(path: Path, name: Path | None = None) -> NDArray[Any]:
         raise UserError(
             f"{name}: images of {found}; must be squares of {SMALLEST} to {LARGEST} pixels, in gray or color"
         )
-    expected = header + TYPES[code].itemsize * math.prod(shape)
+    expected = promised(start + sizes)
     if size != expected:
         raise UserError(f"{name}: {size} bytes, but its header promises {expected}")
     values: NDArray[Any] = map_bytes(path, in_order=True)[header:].view(TYPES[code]).reshape(shape)
     return values
+
+
+def promised(start: bytes) -> int:
+    """Return the size in bytes that an IDX file's header, which is in its first 20 bytes, promises."""
+    code, dimensions = (start[2], start[3]) if len(start) > 3 else (0, 0)
+    sizes = [int.from_bytes(start[place : place + 4], "big") for place in range(4, 4 + 4 * min(dimensions, 4), 4)]
+    return 4 + 4 * dimensions + math.prod(sizes) * (TYPES[code].itemsize if code in TYPES else 1)
 
 
 def _kind(allowed: dict[int, tuple[int, ...]]) -> str:

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from digits.datasets import FILES, LARGEST, SMALLEST
+from digits.datasets import FILES, LARGEST, SMALLEST, Shape
 from digits.errors import UserError
 from digits.files import atomic, md5
 from digits.images import pictures, readers
 from digits.images.idx import header, is_image
 from digits.images.raw import About
 from digits.images.readers import Block, Options, natural
+from digits.params.data import DataParams
 
 MOST_CLASSES = 1000
 
@@ -35,6 +36,11 @@ class Source:
     side: int = 0
     ink: bool = False
 
+    @classmethod
+    def of(cls, data: DataParams) -> "Source":
+        """Return the one that section `data` of params.yaml names."""
+        return cls(Path(data.folder), data.format, data.label, data.transpose, data.side, data.ink)
+
     def resolved(self) -> "Source":
         """Return the same with the format that the path has."""
         return replace(self, format=readers.format_of(self.path)) if self.format == "auto" else self
@@ -47,15 +53,11 @@ class Source:
             found = _as_pictures(block.images, self.path)
             yield replace(block, images=np.swapaxes(found, 1, 2) if self.transpose else found)
 
-    def options(self) -> Options:
-        return Options(self.label, self.transpose)
-
 
 def _as_pictures(images: NDArray[Any], path: Path) -> NDArray[Any]:
     """Return images without a channel axis if they are gray, and with it last if they are in color."""
     if images.ndim == 2:
-        side, channels = readers.square(path, images.shape[1])
-        images = images.reshape((-1, side, side) + ((3,) if channels == 3 else ()))
+        images = images.reshape(-1, *readers.square(path, images.shape[1]).dimensions)
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[-1] not in (1, 3):
         images = np.moveaxis(images, 1, -1)
     if images.ndim == 4 and images.shape[-1] == 1:
@@ -124,9 +126,9 @@ class Survey:
             )
         return faults
 
-    def side(self, wanted: int) -> int:
-        """Return the side of the images that are written; `wanted` is data.side."""
-        return wanted or next(iter(self.sizes))[0]
+    def shape(self, side: int) -> Shape:
+        """Return the shape of the images that are written; `side` is data.side."""
+        return Shape(self.channels, side or next(iter(self.sizes))[0])
 
     def lines(self) -> list[str]:
         """Return what the images are, and what is worth knowing, a line each."""
@@ -151,7 +153,7 @@ def _size(size: tuple[int, int]) -> str:
 
 def survey(source: Source, *, duplicates: bool = False) -> Survey:
     """Look at all images once. Raises UserError where they cannot be read."""
-    source, options = source.resolved(), source.options()
+    source, options = source.resolved(), Options(source.label)
     found = Survey(source.format, skipped=options.skipped)
     seen: set[bytes] = set()
     twice = 0
@@ -206,7 +208,7 @@ def pixels(source: Source, found: Survey) -> Iterator[tuple[str, NDArray[np.uint
     """Yield part, images (uint8 [n, side, side] or [n, side, side, 3]) and labels, places in `classes`, by blocks."""
     assert found.scale
     places = {name: place for place, name in enumerate(found.classes)}
-    for block in source.blocks(source.options()):
+    for block in source.blocks(Options(source.label)):
         images = block.images
         if found.scale != 1.0 or images.dtype != np.uint8:
             images = np.rint(images * found.scale).astype(np.uint8)
@@ -221,8 +223,7 @@ def pixels(source: Source, found: Survey) -> Iterator[tuple[str, NDArray[np.uint
 def copy(source: Source, found: Survey, target: Path) -> None:
     """Write images without faults as four IDX files, and `ABOUT`, into `target`. They may be larger than memory."""
     source, classes = source.resolved(), found.classes
-    side = found.side(source.side)
-    shape = (side, side) + ((3,) if found.channels == 3 else ())
+    shape = found.shape(source.side).dimensions
     wide = len(classes) > 256
     counts = {part: found.total(part) for part in readers.PARTS}
     with ExitStack() as stack:

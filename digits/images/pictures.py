@@ -56,6 +56,11 @@ def _opaque(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, paper), image)
 
 
+def background(pixels: NDArray[Any]) -> Any:
+    """Return the median of the pixels along the border, of pictures in color one for each channel."""
+    return np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
+
+
 def fit(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """Return a picture scaled to fit a square of `side` pixels, in its middle, on the color of the picture's border."""
     height, width = pixels.shape[:2]
@@ -65,9 +70,8 @@ def fit(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     resampling = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
     small = np.asarray(Image.fromarray(pixels).resize(size, resampling))
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     paper = np.empty((side, side, *pixels.shape[2:]), np.uint8)
-    paper[:] = np.median(border, axis=0).astype(np.uint8)
+    paper[:] = background(pixels).astype(np.uint8)
     top, left = (side - size[1]) // 2, (side - size[0]) // 2
     paper[top : top + size[1], left : left + size[0]] = small
     return paper

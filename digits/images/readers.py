@@ -21,10 +21,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digits.datasets import FILES
+from digits.datasets import FILES, Shape
 from digits.errors import UserError, reason
 from digits.images import pictures
-from digits.images.idx import read_idx
+from digits.images.idx import promised, read_idx
 
 BLOCK = 1024  # images in memory at once
 # By the words that name them in files and folders.
@@ -45,13 +45,9 @@ class Block:
 
 @dataclass
 class Options:
-    """How to read: `label` is where a table has its labels, `transpose` swaps rows and columns of each image.
-
-    `skipped` is told of everything that is not read, by reason.
-    """
+    """How to read: `label` is where a table has its labels. `skipped` counts what is not read, by reason."""
 
     label: str = "auto"
-    transpose: bool = False
     skipped: dict[str, int] = field(default_factory=dict)
 
     def skip(self, why: str) -> None:
@@ -66,6 +62,16 @@ def natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
+def _entries(folder: Path) -> list[Path]:
+    """Return what is in a folder, in the natural order of names."""
+    return sorted(folder.iterdir(), key=lambda entry: natural(entry.name))
+
+
+def _in_order(parts: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """Return parts with their files or folders in the order of `PARTS`, and as they come within each."""
+    return sorted(parts, key=lambda pair: list(PARTS).index(pair[0]))
+
+
 def part_of(name: str) -> str | None:
     """Return the part that a file or folder is named after, or None."""
     words = re.split(r"[^a-z]+", name.lower())
@@ -76,11 +82,10 @@ def _files(path: Path, *suffixes: str) -> list[tuple[str, Path]]:
     """Return the files of a format at `path`, a file or a folder of them, each with its part, train first."""
     if path.is_file():
         return [("train", path)]
-    found = [file for file in sorted(path.iterdir(), key=lambda file: natural(file.name)) if _is(file, suffixes)]
+    found = [file for file in _entries(path) if _is(file, suffixes)]
     if not found:
         raise UserError(f"{path}: has no file that ends in {', '.join(suffixes)}")
-    named = [(part_of(file.name) or "train", file) for file in found]
-    return sorted(named, key=lambda pair: list(PARTS).index(pair[0]))
+    return _in_order((part_of(file.name) or "train", file) for file in found)
 
 
 def _is(file: Path, suffixes: Iterable[str]) -> bool:
@@ -107,8 +112,7 @@ def idx(path: Path, _options: Options) -> Iterator[Block]:
             images, labels = arrays["images"], arrays["labels"]
             if len(images) != len(labels):
                 raise UserError(f"{path}: {len(images)} {part} images but {len(labels)} {part} labels; must be as many")
-            for start in range(0, len(labels), BLOCK):
-                yield Block(part, images[start : start + BLOCK], labels[start : start + BLOCK])
+            yield from _cut(part, images, labels, path)
 
 
 def _unpacked(path: Path, folder: Path) -> NDArray[Any]:
@@ -122,11 +126,8 @@ def _unpacked(path: Path, folder: Path) -> NDArray[Any]:
     try:
         with gzip.open(packed) as source, target.open("wb") as copy:
             start = source.read(20)
-            count = start[3] if len(start) > 3 else 0
-            sizes = [int.from_bytes(start[4 * place : 4 * place + 4], "big") for place in range(1, min(count, 4) + 1)]
-            promised = 4 + 4 * count + int(np.prod(sizes, dtype=object)) * (4 if start[2:3] == b"\x0c" else 1)
             copy.write(start)
-            left = promised - len(start) + 1  # one more, so that a file that is too long is noticed
+            left = promised(start) - len(start) + 1  # one more, so that a file that is too long is noticed
             while left > 0 and (part := source.read(min(left, 1 << 20))):
                 copy.write(part)
                 left -= len(part)
@@ -139,11 +140,10 @@ def images(path: Path, options: Options) -> Iterator[Block]:
     """A folder of pictures for each class, in train/ and test/ (and validation/), or not divided."""
     if not path.is_dir():
         raise UserError(f"{path}: must be a folder with a folder of pictures for each class")
-    below = sorted((entry for entry in path.iterdir() if entry.is_dir()), key=lambda entry: natural(entry.name))
-    divided = [(part, entry) for entry in below if (part := part_of(entry.name))]
+    divided = [(part, entry) for entry in _entries(path) if entry.is_dir() and (part := part_of(entry.name))]
     parts = divided if any(part == "train" for part, _ in divided) else [("train", path)]
-    for part, folder in sorted(parts, key=lambda pair: list(PARTS).index(pair[0])):
-        for entry in sorted(folder.iterdir(), key=lambda entry: natural(entry.name)):
+    for part, folder in _in_order(parts):
+        for entry in _entries(folder):
             if entry.name.startswith("."):
                 options.skip("hidden")
             elif not entry.is_dir():
@@ -210,7 +210,7 @@ def _table(part: str, file: Path, options: Options) -> Iterator[Block]:
             options.skip(f"{file.name}, which has no labels")
             return
         width = sample.shape[1] - 1
-        side, channels = square(file, width)
+        shape = square(file, width).dimensions
         chunks = pd.read_csv(file, chunksize=BLOCK, **how)
         for chunk in chunks:
             labels = chunk.iloc[:, place]
@@ -219,8 +219,7 @@ def _table(part: str, file: Path, options: Options) -> Iterator[Block]:
                 raise UserError(
                     f"{file}: a row near {int(chunk.index[0]) + 1} has a pixel that is no number, or no label"
                 )
-            shape = (len(chunk), side, side) + ((3,) if channels == 3 else ())
-            yield Block(part, values.to_numpy().reshape(shape), labels.to_numpy())
+            yield Block(part, values.to_numpy().reshape(-1, *shape), labels.to_numpy())
     except UserError:
         raise
     except Exception as error:  # pandas raises whatever it meets in a damaged table
@@ -235,12 +234,12 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def square(file: Path, width: int) -> tuple[int, int]:
-    """Return side and channels of the square images that so many pixels make."""
+def square(file: Path, width: int) -> Shape:
+    """Return the shape of the square images that so many pixels make."""
     for channels in (1, 3):
         side = round((width / channels) ** 0.5)
         if side and side * side * channels == width:
-            return side, channels
+            return Shape(channels, side)
     raise UserError(f"{file}: {width} pixels in a row; must be a square, in gray or color (data.label: is it right?)")
 
 
@@ -382,7 +381,7 @@ def mat(path: Path, _options: Options) -> Iterator[Block]:
         elif "train_images" in content:
             for part in ("train", "test"):
                 found, labels = content[f"{part}_images"], _flat(content[f"{part}_labels"], str(file))
-                side, _ = square(file, found.shape[-1])
+                side = square(file, found.shape[-1]).side
                 yield from _cut(part, found.reshape(-1, side, side).transpose(0, 2, 1), labels, file)
         else:
             raise UserError(f"{file}: has {', '.join(content) or 'nothing'}; must have X and y, or dataset")

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from digits.datasets import Shape
 from digits.files import atomic, map_bytes
+from digits.images.batches import edges
 
 BLOCK = 4096  # images in memory at once where all are read: 3 MB
 
@@ -140,16 +141,14 @@ def statistics(splits: Mapping[str, Split], *, ink: bool = True, test_held_out: 
     """
     images = splits["train"].images
     channels = images.shape[1]
-    counts, edges = torch.zeros(2, channels, 256, dtype=torch.int64)
+    counts, borders = torch.zeros(2, channels, 256, dtype=torch.int64)
     for part in tqdm(images.split(BLOCK), desc="pixel statistics", disable=None, leave=False):
-        for channel in range(channels):
-            pixels = part[:, channel]
-            border = torch.cat([pixels[:, [0, -1]].flatten(), pixels[:, :, [0, -1]].flatten()])
-            counts[channel] += torch.bincount(pixels.flatten(), minlength=256)
-            edges[channel] += torch.bincount(border, minlength=256)
+        for channel, border in enumerate(edges(part)):
+            counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
+            borders[channel] += torch.bincount(border, minlength=256)
     values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations, backgrounds = list[float](), list[float](), list[float]()
-    for histogram, edge in zip(counts, edges, strict=True):
+    for histogram, edge in zip(counts, borders, strict=True):
         shares = histogram.double() / histogram.sum()
         means.append(float((values * shares).sum()))
         deviations.append(math.sqrt(float(((values - means[-1]) ** 2 * shares).sum())))

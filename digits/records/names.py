@@ -57,7 +57,7 @@ def metrics(stage: str, figures: Mapping[str, float]) -> dict[str, float]:
     `recall/0`.
     """
     known, found = METRICS[stage], {}
-    for key in sorted(figures, key=lambda key: list(known).index(key) if key in known else len(known)):
+    for key in [key for key in known if key in figures] + [key for key in figures if key not in known]:
         before, _, last = key.rpartition(".")
         name = known.get(key) or known.get(last, key.replace(".", "/")).format(before)
         found[name] = round(100 * (1 - figures[key]), 6) if last.endswith(ACCURACY) else figures[key]

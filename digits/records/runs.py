@@ -234,15 +234,16 @@ def _log_stage(client: "MlflowClient", run_id: str, stage: str, p: Params) -> st
     """Add what a stage read and wrote to a run; return the verdict against the champion, as far as it is known."""
     from mlflow.entities import Metric
 
-    step, verdict = 0, ""
-    figures = names.metrics(stage, flatten(read_json(METRICS[stage])))
+    step = 0
+    content = flatten(read_json(METRICS[stage]))
+    figures = names.metrics(stage, content)
     if stage == "train":
         epochs = curve.read(paths.CURVE_TABLE)
         logged = _logged_epochs(client, run_id)
         log_epochs(client, run_id, [epoch for epoch in epochs if epoch.epoch not in logged])
         step = len(epochs)
-        accuracy, counts = read_json(paths.TRAIN_METRICS)["validation_accuracy"], read_json(paths.DATASET_METRICS)
-        figures["errors/validation"] = names.errors(accuracy, counts["validation"]["count"])
+        count = read_json(paths.DATASET_METRICS)["validation"]["count"]
+        figures["errors/validation"] = names.errors(content["validation_accuracy"], count)
     elif SPLITS[stage]:
         client.log_inputs(run_id, pages.datasets(p.data.name, SPLITS[stage]))
     for name, path in MODELS[stage].items():
@@ -257,11 +258,11 @@ def _log_stage(client: "MlflowClient", run_id: str, stage: str, p: Params) -> st
         at_root = path.suffix in (".png", ".md")
         client.log_artifact(run_id, str(path), None if at_root else path.parent.as_posix())
     if stage == "evaluate":
-        verdict = registry.verdict(client)
+        return registry.verdict(client)
     if stage == "export":
         with store.lock("registry"):  # of two processes that register at once, the second sees what the first did
-            verdict = registry.register(client, run_id)
-    return verdict
+            return registry.register(client, run_id)
+    return ""
 
 
 def _logged_epochs(client: "MlflowClient", run_id: str) -> set[int]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from digits.errors import UserError
-from digits.images.pictures import fit
+from digits.images.pictures import background, fit
 
 INK_SHARE = 20 / 28  # MNIST scales digits to fit 20 x 20, then centers them by mass in 28 x 28 (LeCun et al., 1998)
 
@@ -40,16 +40,15 @@ def prepare(image: Image.Image, channels: int = 1, side: int = 28, *, ink: bool 
 
 def _strokes(image: Image.Image, side: int) -> NDArray[np.float32]:
     pixels = np.asarray(image, np.float32) / np.float32(255)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    background = float(np.median(border))
-    if background > 0.5:
-        pixels, background = np.float32(1) - pixels, 1 - background
+    paper = float(background(pixels))
+    if paper > 0.5:
+        pixels, paper = np.float32(1) - pixels, 1 - paper
     elif pixels.shape == (side, side):
         return pixels[np.newaxis]
-    contrast = float(pixels.max()) - background
+    contrast = float(pixels.max()) - paper
     if contrast < 0.1:
         raise UserError("nothing to see: all of it has nearly the same brightness")
-    pixels = np.clip((pixels - background) / contrast, 0, 1)
+    pixels = np.clip((pixels - paper) / contrast, 0, 1)
 
     rows, columns = (np.flatnonzero((pixels > 0.3).any(axis=axis)) for axis in (1, 0))
     ink = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

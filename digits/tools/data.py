@@ -1,6 +1,7 @@
 """`python -m digits data`: what a folder or file of images holds, before anything runs."""
 
 from argparse import ArgumentParser
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,9 @@ import numpy as np
 from digits.datasets import FOLDER
 from digits.errors import UserError
 from digits.images import own, readers
-from digits.params import PATH
+from digits.params import PATH, Params
 from digits.params.data import DataParams
-from digits.params.reading import read
+from digits.params.reading import read, validated
 
 SAMPLES = 8  # images of each class in the picture
 
@@ -22,9 +23,11 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
     parser.add_argument("path", nargs="?", type=Path, help="a folder or file (default: data.folder of params.yaml)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw samples of each class")
     arguments = parser.parse_args(words)
-    content = read(DataParams, PATH).get("data", {})
-    known = {key: content[key] for key in ("format", "label", "transpose", "side", "ink") if key in content}
-    source = own.Source(arguments.path or Path(content.get("folder", "")), **known).resolved()
+    data = validated(DataParams, read(Params, PATH).get("data"), PATH, ("data",))
+    source = own.Source.of(data)
+    if arguments.path:
+        source = replace(source, path=arguments.path)
+    source = source.resolved()
     found = own.survey(source, duplicates=True)
     print("\n".join(found.lines()))
     if found.scale == 1.0:

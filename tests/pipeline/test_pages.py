@@ -63,15 +63,20 @@ def test_commands_of_the_readme_do_what_it_says(outputs: list[str]) -> None:
         assert re.search(expected, traced), expected
 
 
-@pytest.fixture(scope="module")
-def link(compared: Project) -> Iterator[str]:
-    """The link that `digits ui` prints, for as long as it serves."""
+def started(project: Project, port: int) -> "subprocess.Popen[str]":
+    """Start `digits ui` in a project; what it says, errors included, can be read from its `stdout`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "COVERAGE_"))}
-    command = [*DIGITS, "ui", "--port", str(free_port())]
     output: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     # Where the tests themselves run in the background, they are told to ignore Ctrl-C, and would pass that on.
     heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, cwd=compared.root, env=inherited, preexec_fn=heeding, **output) as server:
+    command = [*DIGITS, "ui", "--port", str(port)]
+    return subprocess.Popen(command, cwd=project.root, env=inherited, preexec_fn=heeding, **output)
+
+
+@pytest.fixture(scope="module")
+def link(compared: Project) -> Iterator[str]:
+    """The link that `digits ui` prints, for as long as it serves."""
+    with started(compared, free_port()) as server:
         assert server.stdout
         try:
             yield server.stdout.readline().strip()
@@ -209,9 +214,7 @@ def test_runs_on_a_tracking_server_are_linked_to_there(compared: Project, link: 
 def test_ending_it_ends_every_process_of_the_server(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "ended")
     port = free_port()
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "COVERAGE_"))}
-    command = [sys.executable, "-m", "digits", "ui", "--port", str(port)]
-    with subprocess.Popen(command, cwd=project.root, env=inherited, stdout=subprocess.PIPE, text=True) as server:
+    with started(project, port) as server:
         assert server.stdout
         assert server.stdout.readline().startswith(f"http://127.0.0.1:{port}/")
         server.terminate()

@@ -44,3 +44,11 @@ def test_what_would_be_rejected_is_said_and_is_code_1(arrays: Path) -> None:
 def test_path_that_has_nothing_to_read_is_one_line(path: str) -> None:
     with pytest.raises(UserError, match=rf"^data\.folder: {path}: [^\n]+$"):
         dispatch(["data", path])
+
+
+@pytest.mark.usefixtures("arrays")
+def test_wrong_value_in_params_is_one_line() -> None:
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("format: auto", "format: xml"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"^params\.yaml: data\.format: must be 'auto', [^\n]+, not 'xml'$"):
+        dispatch(["data", "own.npz"])

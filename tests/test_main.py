@@ -150,8 +150,7 @@ def test_examples_in_the_documentation_are_understood(page: str) -> None:
         (["prdict"], f"python -m digits: unknown command 'prdict'; known are {', '.join(KNOWN)}"),
         (
             ["predict"],
-            "python -m digits predict: the following arguments are required: images; "
-            "see python -m digits predict --help",
+            "python -m digits predict: the following arguments are required: FILE; see python -m digits predict --help",
         ),
         (
             ["verify", "--all"],

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,15 +8,16 @@ import pytest
 from digits.errors import UserError
 from digits.serving.reading import Model
 
+from .conftest import answer, png, written
 
-def test_classes_come_with_the_probabilities_of_their_logits_in_falling_order(onnx_model: Path) -> None:
+
+def test_probabilities_are_those_of_the_logits(onnx_model: Path) -> None:
     images = np.random.default_rng(0).random((4, 1, 28, 28), dtype=np.float32)
     (logits,) = onnxruntime.InferenceSession(onnx_model).run(None, {"images": images})
-    for ranking, row in zip(Model(onnx_model).classify(images), np.exp(logits), strict=True):
-        names, shares = zip(*ranking, strict=True)
-        assert sorted(names) == ["a", "b", "c"]
-        assert list(shares) == sorted(shares, reverse=True)
-        assert dict(ranking) == pytest.approx(dict(zip("abc", row / row.sum(), strict=True)))
+    model = Model(onnx_model)
+    np.testing.assert_array_equal(model.logits(images), logits)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(model.probabilities(images), expected, rtol=1e-5)
 
 
 def test_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
@@ -38,3 +40,34 @@ def test_model_with_a_changed_byte_is_rejected(onnx_model: Path, tmp_path: Path)
 def test_model_says_what_images_it_takes(onnx_model: Path) -> None:
     model = Model(onnx_model)
     assert (model.classes, model.channels, model.side, model.ink) == (["a", "b", "c"], 1, 28, True)
+
+
+def test_answers_come_in_order_and_each_has_its_own_digits(model: Model) -> None:
+    texts = ["23", "5", "", "4\n7", "8"]
+    sources: list[tuple[str, Path | bytes]] = [
+        (str(number), png(written(text or " "))) for number, text in enumerate(texts)
+    ]
+    found = list(model.read(sources))
+    assert [one.file for one in found] == list("01234")
+    assert [one.text for one in found] == texts
+    assert found[2].error == "nothing to read"
+    assert [digit.line for digit in found[3].digits] == [0, 1]
+
+
+def test_as_dictionary_it_is_what_json_shows(model: Model) -> None:
+    shown = answer(model, written("23\n5")).as_dict()
+    assert list(shown) == ["file", "text", "digits", "unsure"]
+    assert shown["text"] == "23\n5"
+    assert [list(digit) for digit in shown["digits"]] == [["label", "probability", "box", "line"]] * 3
+    assert answer(model, written(" ")).as_dict() == {"file": "picture", "error": "nothing to read"}
+
+
+def test_what_is_no_file_is_not_opened(model: Model, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, expected in (
+        (tmp_path / "absent.png", "no such file"),
+        (tmp_path / "pipe", "not a file"),
+        (Path("/dev/zero"), "not a file"),
+        (tmp_path, "not a file"),
+    ):
+        assert answer(model, path).error == expected

@@ -130,9 +130,9 @@ def _opaque(image: Image.Image, paper: str) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, paper), image)
 
 
-def background(pixels: NDArray[Any]) -> Any:
-    """Return the median of the pixels along the border, of pictures in color one for each channel."""
-    return np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
+def border(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return the pixels along the border, corners twice: [pixels], or [pixels, 3] of a picture in color."""
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
 
 def fit(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -145,7 +145,7 @@ def fit(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     resampling = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
     small = np.asarray(Image.fromarray(pixels).resize(size, resampling))
     paper = np.empty((side, side, *pixels.shape[2:]), np.uint8)
-    paper[:] = background(pixels).astype(np.uint8)
+    paper[:] = np.median(border(pixels), axis=0).astype(np.uint8)
     top, left = (side - size[1]) // 2, (side - size[0]) // 2
     paper[top : top + size[1], left : left + size[0]] = small
     return paper

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from digits.images.pictures import resize
+from digits.images.pictures import border, resize
 
 Gray = NDArray[np.float32]  # [height, width]
 Mask = NDArray[np.bool_]
@@ -26,13 +26,16 @@ def darkness(gray: Gray) -> Gray:
     """Return how much darker than paper each pixel of a gray picture (0 … 255) is, 0 … 1; light ink counts as dark."""
     if not is_ink_dark(gray):
         gray = 255 - gray
-    ink = _against(gray, _paper(gray, WINDOW))
+    cells = _cells(gray)
+    ink = _against(gray, _paper(cells, WINDOW))
     # Once the width of strokes is known, the paper between them can follow the light more closely.
-    cells = stroke_width(ink > threshold(ink)) * GRID / max(*gray.shape, GRID)
-    return _against(gray, _paper(gray, min(max(math.ceil(3 * cells), 3), WINDOW) | 1))
+    wide = stroke_width(ink > threshold(ink, variation(ink))) * GRID / max(*gray.shape, GRID)
+    return _against(gray, _paper(cells, min(max(math.ceil(3 * wide), 3), WINDOW) | 1))
 
 
 def _against(gray: Gray, paper: Gray) -> Gray:
+    if paper.shape != gray.shape:
+        paper = resize(paper, *gray.shape)
     return np.clip((paper - gray) / np.maximum(paper, 64), 0, 1)
 
 
@@ -41,11 +44,11 @@ def _cells(gray: Gray) -> Gray:
     return resize(gray, *(max(1, round(length * scale)) for length in gray.shape)) if scale < 1 else gray
 
 
-def _paper(gray: Gray, window: int) -> Gray:
-    """Return the brightness of the paper at each pixel: strokes narrower than `window` cells are closed."""
-    closed = ndimage.grey_closing(_cells(gray), size=(window, window), mode="nearest")
-    smooth = ndimage.uniform_filter(closed, 3, mode="nearest")
-    return resize(smooth, *gray.shape) if smooth.shape != gray.shape else smooth
+def _paper(cells: Gray, window: int) -> Gray:
+    """Return the brightness of the paper in each cell: strokes narrower than `window` cells are closed."""
+    closed = ndimage.grey_closing(cells, size=(window, window), mode="nearest")
+    smooth: Gray = ndimage.uniform_filter(closed, 3, mode="nearest")
+    return smooth
 
 
 def is_ink_dark(gray: Gray) -> bool:
@@ -65,21 +68,22 @@ def is_ink_dark(gray: Gray) -> bool:
 def lightness(gray: Gray) -> float:
     """Return the share of light pixels in the picture plus that along its border: 0 … 2."""
     light = gray > cut(gray)
-    return float(np.mean(light) + np.mean(np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])))
+    return float(np.mean(light) + np.mean(border(light)))
 
 
 def cut(gray: Gray) -> float:
     """Return Otsu's threshold of a gray picture (0 … 255), all of whose pixels weigh the same."""
-    return 255 * _otsu(gray / 255, np.ones_like(gray))
+    return 255 * threshold(gray / 255, np.ones_like(gray))
 
 
-def threshold(ink: Gray, ignore: Mask | None = None) -> float:
-    """Return from which darkness on a pixel is ink."""
-    weights = ndimage.maximum_filter(ink, 3) - ndimage.minimum_filter(ink, 3)
-    return _otsu(ink, weights if ignore is None else np.where(ignore, 0, weights))
+def variation(ink: Gray) -> Gray:
+    """Return how much the darkness of a pixel and its eight neighbors differs."""
+    found: Gray = ndimage.maximum_filter(ink, 3) - ndimage.minimum_filter(ink, 3)
+    return found
 
 
-def _otsu(values: NDArray[np.floating], weights: NDArray[np.floating]) -> float:
+def threshold(values: NDArray[np.floating], weights: NDArray[np.floating]) -> float:
+    """Return from which darkness on (0 … 1) a pixel is ink, by Otsu's method with a weight for each pixel."""
     counts = np.histogram(values, BINS, (0, 1), weights=weights)[0].astype(np.float64)
     centers = (np.arange(BINS) + 0.5) / BINS
     below, mass = np.cumsum(counts), np.cumsum(counts * centers)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from digits.errors import UserError
 from digits.images import pictures
-from digits.images.pictures import resize
+from digits.images.pictures import border, resize
 from digits.serving import segmentation
 from digits.serving.paper import Gray, stroke_width
 
@@ -88,8 +88,7 @@ def as_it_is(gray: Gray, side: int) -> Gray | None:
     if gray.shape != (side, side):
         return None
     for image in (gray / np.float32(255), 1 - gray / np.float32(255)):
-        border = max(image[0].max(), image[-1].max(), image[:, 0].max(), image[:, -1].max())
-        if border >= 0.02 or image.max() <= 0.9:
+        if border(image).max() >= 0.02 or image.max() <= 0.9:
             continue
         rows, columns = np.nonzero(image > 0.1)
         length = max(np.ptp(rows), np.ptp(columns)) + 1

@@ -37,15 +37,14 @@ class Digit:
 class Answer:
     """What is written on a picture, its lines separated by line feeds, or the `error` that says why nothing is read.
 
-    `images` are what the model saw, float32 [n, channels, side, side]; `probabilities` [n, classes]. `odd` says that
-    something on it may be no character.
+    `images` are what the model saw, float32 [n, channels, side, side]. `odd` says that something on it may be no
+    character.
     """
 
     file: str
     digits: tuple[Digit, ...] = ()
     error: str | None = None
     images: NDArray[np.float32] | None = None
-    probabilities: NDArray[np.float64] | None = None
     odd: bool = False
 
     @property
@@ -92,8 +91,7 @@ class Model:
             self._input: str = entrance.name
             _, channels, side, _ = entrance.shape
             self.channels, self.side = int(channels), int(side)
-            self.md5 = metadata["md5"]
-            if not is_intact(content, self.md5):
+            if not is_intact(content, metadata["md5"]):
                 raise ValueError("damaged: its content does not match its checksum")
         except Exception as error:  # ONNX Runtime has an exception of its own for every way to fail
             raise UserError(f"{path}: not a model of this project ({reason(error)}); `dvc repro` makes it") from None
@@ -148,7 +146,7 @@ class Model:
                 for one, row in zip(found, mine, strict=True)
             )
             images, odd = np.stack([one.image for one in found]), any(one.odd for one in found)
-            yield Answer(name, digits, None, images, mine, odd)
+            yield Answer(name, digits, images=images, odd=odd)
 
 
 def _checked(path: Path) -> Path:

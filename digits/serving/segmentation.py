@@ -1,13 +1,13 @@
 """A picture of ink on paper -> its characters: what is on it without ruled lines, frames, edges and specks."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from digits.serving.paper import EIGHT, Gray, Mask, cut, darkness, lightness, stroke_width, threshold
+from digits.serving.paper import EIGHT, Gray, Mask, cut, darkness, lightness, stroke_width, threshold, variation
 
 MOST = 1000  # connected parts of a page that are looked at, the largest first
 FAINT = 0.06  # the least darkness that is ink: below it, it is the grain of the paper
@@ -70,7 +70,7 @@ class Ink:
 
     def mask(self, part: Part) -> Mask:
         """Return which pixels of its box belong to a part."""
-        return np.isin(self.labels[part.top : part.bottom, part.left : part.right], part.labels)
+        return _mask(self.labels, part)
 
     def of(self, part: Part) -> Gray:
         """Return the ink of a part alone, cut out at its edges."""
@@ -87,33 +87,38 @@ def find(gray: Gray, depth: int = 0) -> Ink:
         if found.parts:
             return _placed(found, box, gray.shape)
     ink = darkness(gray)
-    limit = threshold(ink)
-    lines = _lines(ink > limit)
-    if not (ink > limit)[~lines].any():
+    varies = variation(ink)
+    limit = threshold(ink, varies)
+    dark = ink > limit
+    lines = _lines(dark)
+    if not dark[~lines].any():
         lines[:] = False
     if lines.any():  # they are often darker than what is written between them
-        limit = threshold(ink, ndimage.binary_dilation(lines, EIGHT, 2))
+        limit = threshold(ink, np.where(ndimage.binary_dilation(lines, EIGHT, 2), 0, varies))
     # A stroke is ink where it is faint, too, if it is dark somewhere.
     labels, count = ndimage.label((ink > max(limit / 2, FAINT)) & ~lines, EIGHT)
     darkest = ndimage.maximum(ink, labels, np.arange(count + 1))
-    grain = float(np.median(ndimage.maximum_filter(ink, 3) - ndimage.minimum_filter(ink, 3)))
-    return Ink(ink, labels, _readable(_parts(labels, darkest > max(0.6 * limit, FAINT)), labels), grain)
+    parts = _readable(_parts(labels, darkest > max(0.6 * limit, FAINT)), labels)
+    return Ink(ink, labels, parts, float(np.median(varies)))
 
 
 def _placed(found: Ink, box: Part, shape: tuple[int, int]) -> Ink:
     margins = ((box.top, shape[0] - box.bottom), (box.left, shape[1] - box.right))
     moved = [
-        Part(
-            part.labels,
-            part.left + box.left,
-            part.top + box.top,
-            part.right + box.left,
-            part.bottom + box.top,
-            part.area,
+        replace(
+            part,
+            left=part.left + box.left,
+            top=part.top + box.top,
+            right=part.right + box.left,
+            bottom=part.bottom + box.top,
         )
         for part in found.parts
     ]
     return Ink(np.pad(found.darkness, margins), np.pad(found.labels, margins), moved, found.grain)
+
+
+def _mask(labels: NDArray[np.int32], part: Part) -> Mask:
+    return np.isin(labels[part.top : part.bottom, part.left : part.right], part.labels)
 
 
 def _parts(labels: NDArray[np.int32], keep: Mask) -> list[Part]:
@@ -141,7 +146,7 @@ def _card(gray: Gray) -> Part | None:
         return None
     if card.width == width or card.height == height:  # a shadow
         return None
-    mask = labels[card.top : card.bottom, card.left : card.right] == card.labels[0]
+    mask = _mask(labels, card)
     edge = max(1, round(0.02 * min(mask.shape)))
     if min(side.mean() for side in (mask[edge], mask[-1 - edge], mask[:, edge], mask[:, -1 - edge])) < 0.9:
         return None
@@ -201,7 +206,7 @@ def _readable(parts: list[Part], labels: NDArray[np.int32]) -> list[Part]:
             return False
         if not any(one is not part and part.contains(one) and one.height > part.height / 4 for one in parts):
             return False
-        mask = labels[part.top : part.bottom, part.left : part.right] == part.labels[0]
+        mask = _mask(labels, part)
         edge = max(1, round(0.1 * min(mask.shape)))
         return bool(mask[edge:-edge, edge:-edge].sum() < 0.15 * part.area)
 
@@ -222,16 +227,7 @@ def one(ink: Ink) -> list[Part]:
     if not ink.parts:
         return []
     character, rest = ink.parts[0], [part for part in ink.parts[1:] if part.area >= 0.02 * ink.parts[0].area]
-
-    def gap(part: Part) -> int:
-        return max(
-            part.left - character.right,
-            character.left - part.right,
-            part.top - character.bottom,
-            character.top - part.bottom,
-        )
-
-    while near := next((part for part in rest if gap(part) < character.size / 4), None):
+    while near := next((part for part in rest if -min(_shared(part, character)) < character.size / 4), None):
         character += near
         rest.remove(near)
     return [character] if _is_drawn(ink, character) else []
@@ -268,10 +264,15 @@ def _overlap(first: int, last: int, other_first: int, other_last: int) -> int:
     return min(last, other_last) - max(first, other_first)
 
 
+def _shared(one: Part, other: Part) -> tuple[int, int]:
+    """Return how many columns and rows two parts have in common; less than 0 is how far they are apart."""
+    columns = _overlap(one.left, one.right, other.left, other.right)
+    return columns, _overlap(one.top, one.bottom, other.top, other.bottom)
+
+
 def _together(one: Part, other: Part, typical: int) -> bool:
     """Say whether two parts are strokes of one character, given the height of most characters."""
-    columns = _overlap(one.left, one.right, other.left, other.right)
-    rows = _overlap(one.top, one.bottom, other.top, other.bottom)
+    columns, rows = _shared(one, other)
     both = one + other
     if both.height > 1.5 * typical:
         return False

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -186,8 +187,6 @@ LABELS = ("label", "labels", "class", "target", "y", "digit", "category")  # of 
 
 
 def _table(part: str, file: Path, options: Options) -> Iterator[Block]:
-    import pandas as pd  # only now: it takes half a second
-
     try:
         with (
             gzip.open(file, "rt", encoding="utf-8")
@@ -204,15 +203,14 @@ def _table(part: str, file: Path, options: Options) -> Iterator[Block]:
         first = [cell.strip().strip('"') for cell in lines[0].split(separator)]
         header = 0 if sum(not _is_number(cell) for cell in first) > 1 or first[0].lower() in LABELS else None
         how: dict[str, Any] = {"sep": separator, "header": header, "skipinitialspace": True, "index_col": False}
-        sample = pd.read_csv(io.StringIO("".join(lines)), **how)
+        sample = next(_chunks(io.StringIO("".join(lines)), SAMPLE, **how))
         place = _label_column(file, sample, first if header == 0 else [], options)
         if place is None:
             options.skip(f"{file.name}, which has no labels")
             return
         width = sample.shape[1] - 1
         shape = square(file, width).dimensions
-        chunks = pd.read_csv(file, chunksize=BLOCK, **how)
-        for chunk in chunks:
+        for chunk in _chunks(file, BLOCK, **how):
             labels = chunk.iloc[:, place]
             values = chunk.drop(columns=chunk.columns[place])
             if labels.isna().any() or any(kind.kind not in "biuf" for kind in values.dtypes):
@@ -224,6 +222,19 @@ def _table(part: str, file: Path, options: Options) -> Iterator[Block]:
         raise
     except Exception as error:  # pandas raises whatever it meets in a damaged table
         raise UserError(f"{file}: not a table of pixels that can be read ({reason(error, 120)})") from None
+
+
+def _chunks(source: Any, rows: int, **how: Any) -> Iterator[Any]:
+    """Yield a table in chunks of so many rows. Raises pandas' ParserWarning where it would drop cells."""
+    import pandas as pd  # only now: it takes half a second
+
+    chunks = pd.read_csv(source, chunksize=rows, **how)
+    while True:
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+            chunk = next(chunks, None)
+        if chunk is None:
+            return
+        yield chunk
 
 
 def _is_number(text: str) -> bool:

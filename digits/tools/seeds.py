@@ -54,6 +54,13 @@ def put(names: dict[str, int], settings: list[str], jobs: int) -> None:
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
 
 
+def forget(identifiers: set[str]) -> None:
+    """Remove tasks that no worker will finish from DVC's queue: `dvc exp show` fails on one that was never started."""
+    if identifiers:
+        dvc("queue", "kill", *sorted(identifiers))
+        dvc("queue", "remove", *sorted(identifiers))
+
+
 def queue(names: list[str], changes: list[str], jobs: int) -> Iterator[str]:
     """Run an experiment of each name, with its place as seed; yield each when it is done.
 
@@ -78,7 +85,9 @@ def queue(names: list[str], changes: list[str], jobs: int) -> Iterator[str]:
             lost = {name: seed for name, seed in waiting.items() if state.get(name) != "Queued"}
             if not retries:
                 raise UserError(f"{', '.join(lost) or 'the queue'}: DVC's workers exit before it is done")
-            ignored |= {identifier for identifier, task in known.items() if task[0] in lost}
+            gone = {identifier for identifier, task in known.items() if task[0] in lost} - ignored
+            forget(gone)
+            ignored |= gone
             put(lost, settings, jobs)
             idle, retries = 0, retries - 1
         time.sleep(INTERVAL if waiting else 0)

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -38,7 +39,11 @@ def test_seed_whose_worker_is_killed_is_run_again(project: Project) -> None:
         worker = next(process for process in ours if "queue-worker" in (process.info["cmdline"] or ()))
         for process in (worker, *worker.children(recursive=True)):
             process.kill()
+        for folder in (project.root / ".dvc/tmp/exps/run").iterdir():  # as if it took the task while shutting down
+            shutil.rmtree(folder)
         assert "| hit | 1 | " in under_way.result(timeout=240).stdout
+    shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
+    assert [one["name"] for one in shown[1]["experiments"] if one["name"] == "hit-seed-0"] == ["hit-seed-0"]
 
 
 def test_grid_of_the_readme_queues_every_combination(project: Project) -> None:

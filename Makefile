@@ -6,13 +6,14 @@ HOST ?= 127.0.0.1
 PORT ?= 5000
 ARTIFACTS ?= mlartifacts
 export DATABASE
+SERVICE := $(if $(filter command% env%,$(origin PORT)),$(PORT),8000)
 # One worker and no job runner: 490 MB, up in 7 s; mlflow's defaults take 1.3 GB and 20 s.
 MLFLOW_SERVER := MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow server --workers 1
 # dvc runs the stages with the first `python` on PATH.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro check test coverage lint bench plots experiments ui server lock clean
+.PHONY: help setup repro check test coverage lint bench plots experiments ui serve demo server wheel lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -70,6 +71,16 @@ experiments: .venv/complete ## List the experiments, newest first: what they cha
 
 ui: .venv/complete ## Browse every run in MLflow (make ui PORT=5001 for another port)
 	@.venv/bin/python -m digits ui --port $(PORT)
+
+serve: .venv/complete ## Serve the model over HTTP (make serve PORT=8080 for another port)
+	@.venv/bin/python -m digits serve --port $(SERVICE)
+
+demo: .venv/complete ## Draw digits in a browser
+	@.venv/bin/python -m digits serve --port $(SERVICE) --open
+
+wheel: .venv/complete ## Build dist/*.whl: recognition, service and page with the model, without torch
+	.venv/bin/python -m build --wheel
+	.venv/bin/twine check dist/*.whl
 
 # The database goes through the environment, since every user of the machine can read a command line. With ADDRESS, what
 # people type into the browser, mlflow accepts that host name, and changes from pages served under it.

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 Kind = TypeVar("Kind")
 NORESERVE = 0x4000  # MAP_NORESERVE of Linux, which Python's mmap names from 3.13 on
@@ -64,6 +63,8 @@ def read_json(path: Path) -> Any:
 
 def read_as(kind: type[Kind], path: Path) -> Kind:
     """Return the content of a JSON file as the dataclass that it was written from."""
+    from pydantic import TypeAdapter  # only now: reading digits does not need it, and it takes a tenth of that time
+
     return TypeAdapter(kind).validate_json(path.read_bytes())
 
 

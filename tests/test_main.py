@@ -24,6 +24,7 @@ KNOWN = [
     "tune",
     "plots",
     "predict",
+    "serve",
     "ui",
     "of",
     "reproduce",

@@ -30,7 +30,8 @@ def _opened(source: Path | IO[bytes], name: Path | str) -> Iterator[Image.Image]
     except UserError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever they like on damaged files
-        raise UserError(f"{name}: not a picture that Pillow can read ({reason(error, 100)})") from None
+        why = reason(error, 100).partition(" <_io.")[0]  # its name is ours to give
+        raise UserError(f"{name}: not a picture that Pillow can read ({why})") from None
 
 
 def read(source: Path | IO[bytes], name: Path | str) -> NDArray[np.uint8]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,6 +22,7 @@ from digits.files import SEAL, seal, write_bytes
 from digits.images.batches import to_float
 from digits.images.splits import Split
 from digits.learning import evaluation, models
+from digits.serving import runtime
 
 INPUT, OUTPUT = "images", "logits"
 DYNAMIC = ({0: torch.export.Dim("batch", min=1)},)  # axis 0 of the only input may have any size
@@ -82,6 +82,7 @@ def run_pt2(path: Path, split: Split, batch_size: int) -> Tensor:
 
 def run_onnx(path: Path, split: Split, batch_size: int, threads: int) -> Tensor:
     """Load an ONNX file in ONNX Runtime and return its logits for every image of `split`: float32 [n, classes]."""
+    onnxruntime = runtime.load()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -6,10 +6,9 @@ Each new network becomes a version; the alias `champion` names the one that prov
 import re
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import torch
 
 from digits import paths
 from digits.errors import reason
@@ -18,7 +17,7 @@ from digits.images import splits
 from digits.images.batches import to_float
 from digits.learning import evaluation, models
 from digits.learning.layers import Calibrated
-from digits.records import pages
+from digits.records import pages, served
 from digits.records.names import KEY
 from digits.reports import significance
 
@@ -64,7 +63,7 @@ def register(client: "MlflowClient", run_id: str) -> str:
 
 def _log_model(client: "MlflowClient", run_id: str) -> str:
     """Log the network as a model of this run, named after it; return the model's id."""
-    import mlflow.pytorch
+    import mlflow
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -77,11 +76,11 @@ def _log_model(client: "MlflowClient", run_id: str) -> str:
     logits = TensorSpec(np.dtype(np.float32), (-1, len(description.classes)))
     signature = ModelSignature(Schema([image]), Schema([logits]))
     example = to_float(splits.load(paths.TEST).images[:2]).numpy()  # two: a batch of one would be frozen into the graph
-    needed = [f"torch=={torch.__version__.split('+')[0]}"]  # inferring them takes mlflow seconds
+    needed = [f"{name}=={version(name)}" for name in ("numpy", "onnxruntime")]  # inferring them takes mlflow seconds
     name = client.get_run(run_id).info.run_name or "model"
     with mlflow.start_run(run_id=run_id):
-        logged = mlflow.pytorch.log_model(
-            Calibrated(network, temperature).eval(),
+        logged = served.log(
+            pytorch_model=Calibrated(network, temperature).eval(),
             name=re.sub(r"[^\w-]", "-", name),
             signature=signature,
             input_example=example,

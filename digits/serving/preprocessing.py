@@ -14,6 +14,7 @@ from digits.images.pictures import border, resize
 from digits.serving import segmentation
 from digits.serving.paper import Gray, stroke_width
 
+NOTHING = "nothing to read"
 WORK = 900  # pixels of the longer side in which characters are sought: enough for a page, and 0.8 megapixels at most
 INK_SHARE = 20 / 28  # MNIST scales digits to fit 20 x 20, then centers them by mass in 28 x 28 (LeCun et al., 1998)
 STROKE = 2.4 / 28  # the width of its strokes
@@ -54,7 +55,7 @@ def characters(
     gray, scale = pictures.read_gray(source, name, WORK)
     found = strokes(gray, side, single=single)
     if not found:
-        raise UserError(f"{name}: nothing to read")
+        raise UserError(f"{name}: {NOTHING}")
     placed = []
     for one in found:
         left, top, right, bottom = (round(edge * scale) for edge in one.box)

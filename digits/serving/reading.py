@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from digits import paths
 from digits.errors import UserError, reason
 from digits.files import is_intact
-from digits.serving import preprocessing
+from digits.serving import preprocessing, runtime
 from digits.serving.preprocessing import Character
 
-INCLUDED = Path(__file__).with_name("model.onnx")  # the default model of this version, for those who train none
+INCLUDED = Path(__file__).parent / "page/model.onnx"  # the default model of this version, for those who train none
 SURE = 0.9  # an answer is unsure if the probability of one of its characters is lower
 BATCH = 256  # characters at once
 LARGEST = 100_000_000  # bytes of a picture
@@ -57,6 +56,11 @@ class Answer:
         return "\n".join(space.join(line) for line in lines.values())
 
     @property
+    def readable(self) -> bool:
+        """Say whether it is about a picture, with or without anything to read, and not about something else."""
+        return self.error in (None, preprocessing.NOTHING)
+
+    @property
     def unsure(self) -> bool:
         """Say whether the answer should not be trusted."""
         return self.odd or any(digit.probability < SURE for digit in self.digits)
@@ -75,12 +79,14 @@ class Answer:
 class Model:
     """An ONNX file that the export stage wrote: `classes`, and the `channels` and `side` of the images that it takes.
 
-    `ink` says that they show strokes as MNIST's do. Raises UserError if the file is something else.
+    `content` is the file's, `md5` the one in its seal. `ink` says that the images show strokes as MNIST's do. Raises
+    UserError if the file is something else.
     """
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         try:
-            content = path.read_bytes()
+            self.content = content = path.read_bytes()
+            onnxruntime = runtime.load()
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads  # 0: as many as there are cores
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -91,10 +97,15 @@ class Model:
             self._input: str = entrance.name
             _, channels, side, _ = entrance.shape
             self.channels, self.side = int(channels), int(side)
-            if not is_intact(content, metadata["md5"]):
+            self.md5 = metadata["md5"]
+            if not is_intact(content, self.md5):
                 raise ValueError("damaged: its content does not match its checksum")
         except Exception as error:  # ONNX Runtime has an exception of its own for every way to fail
             raise UserError(f"{path}: not a model of this project ({reason(error)}); `dvc repro` makes it") from None
+
+    def about(self) -> dict[str, Any]:
+        """Return what the page needs to know about the model beside the file."""
+        return {"classes": self.classes, "ink": self.ink, "sure": SURE}
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits [n, classes] for images [n, channels, side, side] in 0 … 1."""

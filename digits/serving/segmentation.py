@@ -11,6 +11,7 @@ from digits.serving.paper import EIGHT, Gray, Mask, cut, darkness, lightness, st
 
 MOST = 1000  # connected parts of a page that are looked at, the largest first
 FAINT = 0.06  # the least darkness that is ink: below it, it is the grain of the paper
+GAP = 7  # pixels: grain breaks faint lines; what is closer is one
 SMALLEST = 6  # pixels of the longer side of a character
 
 
@@ -95,8 +96,10 @@ def find(gray: Gray, depth: int = 0) -> Ink:
         lines[:] = False
     if lines.any():  # they are often darker than what is written between them
         limit = threshold(ink, np.where(ndimage.binary_dilation(lines, EIGHT, 2), 0, varies))
-    # A stroke is ink where it is faint, too, if it is dark somewhere.
-    labels, count = ndimage.label((ink > max(limit / 2, FAINT)) & ~lines, EIGHT)
+    # A stroke is ink where it is faint, too, if it is dark somewhere; ruled lines may be faint everywhere.
+    faint = (ink > max(limit / 2, FAINT)) & ~lines
+    faint &= ~_lines(faint)
+    labels, count = ndimage.label(faint, EIGHT)
     darkest = ndimage.maximum(ink, labels, np.arange(count + 1))
     parts = _readable(_parts(labels, darkest > max(0.6 * limit, FAINT)), labels)
     return Ink(ink, labels, parts, float(np.median(varies)))
@@ -161,7 +164,8 @@ def _lines(mask: Mask) -> Mask:
     lines = np.zeros_like(mask)
     for image, found in ((mask, lines), (mask.T, lines.T)):
         height, width = image.shape
-        labels, _ = ndimage.label(_runs(image, max(5, round(0.15 * width))), EIGHT)
+        whole = ndimage.minimum_filter1d(ndimage.maximum_filter1d(image.astype(np.uint8), GAP), GAP) > 0
+        labels, _ = ndimage.label(_runs(whole, max(5, round(0.15 * width))), EIGHT)
         for number, box in enumerate(ndimage.find_objects(labels), 1):
             left, right = box[1].start, box[1].stop
             if right - left < 0.9 * width or left > 0.04 * width or right < 0.96 * width:

@@ -2,16 +2,27 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
 
 from digits.images import batches, splits
+from digits.images.batches import to_float
 from digits.images.splits import Split
 from digits.learning import evaluation, models
+from digits.serving.reading import Model
 
+from ..serving.servers import ask, free_port
 from .conftest import DIGITS, Project
 
 pytestmark = pytest.mark.slow
@@ -71,6 +82,44 @@ def test_registered_model_scores_as_evaluate_reported(finished: Project, monkeyp
     test = splits.load(finished.root / "data/splits/test.safetensors")
     logits = torch.from_numpy(model.predict(batches.to_float(test.images).numpy()))
     assert evaluation.score(logits, test.labels)[1] == finished.json("metrics/test.json")["accuracy"]
+
+
+def test_registered_model_is_served_without_torch(finished: Project) -> None:
+    port, address = free_port(), "models:/mnist-classifier@champion"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", address, "--env-manager", "local"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": finished.tracking_uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    images = to_float(splits.load(finished.root / "data/splits/test.safetensors").images[:100]).numpy()
+    body = json.dumps({"inputs": images.tolist()}).encode()
+    with (
+        subprocess.Popen([*command, "--port", str(port)], env=environment, stderr=subprocess.DEVNULL) as server,
+        ending(server),
+    ):
+        for _ in range(300):
+            try:
+                code, found = ask(f"http://127.0.0.1:{port}/invocations", body, "application/json")
+                break
+            except OSError:
+                assert server.poll() is None
+                time.sleep(0.2)
+        assert code == 200
+        exported = Model(finished.root / "models/export/model.onnx")
+        np.testing.assert_allclose(found["predictions"], exported.logits(images), atol=1e-4)
+        processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        if sys.platform == "linux":
+            loaded = {Path(one.path).name for process in processes for one in process.memory_maps()}
+            assert any("onnxruntime" in name for name in loaded)
+            assert not [name for name in loaded if name.startswith("libtorch")]
+
+
+@contextmanager
+def ending(server: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """End a server and the processes that it started."""
+    try:
+        yield
+    finally:
+        for process in (*psutil.Process(server.pid).children(recursive=True), server):
+            process.kill()
 
 
 def test_second_repro_does_nothing(finished: Project) -> None:

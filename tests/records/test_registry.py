@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import mlflow
+import mlflow.pytorch
 import numpy as np
 import pytest
 import torch
@@ -16,8 +17,9 @@ from digits import paths
 from digits.files import md5, write_json, write_table
 from digits.images import splits
 from digits.images.batches import to_float
-from digits.learning import evaluation, models, networks
+from digits.learning import evaluation, exporting, models, networks
 from digits.learning.curve import TrainMetrics
+from digits.learning.layers import Calibrated
 from digits.learning.models import Description
 from digits.records import registry
 from digits.records.names import KEY
@@ -146,7 +148,9 @@ def test_predictions_here_are_compared_with_those_of_the_champion(client: Mlflow
 def test_network_becomes_a_version_once_with_what_it_predicts(client: MlflowClient, model: str) -> None:
     torch.manual_seed(0)
     network, test = networks.build("linear", len(CLASSES), {}).eval(), bars(6)
-    models.save(network, Description("linear", list(CLASSES), {}, {}, {}, ""), paths.MODEL)
+    description = Description("linear", list(CLASSES), {}, {}, {}, "")
+    models.save(network, description, paths.MODEL)
+    exporting.write_onnx(Calibrated(network, 0.5).eval(), paths.ONNX, 18, description)
     for path in (paths.TEST, paths.VALIDATION):
         splits.save(test, path)
     predictions = evaluation.predict(network, test, 6, torch.device("cpu"))
@@ -163,6 +167,8 @@ def test_network_becomes_a_version_once_with_what_it_predicts(client: MlflowClie
     loaded = mlflow.pyfunc.load_model(f"models:/{model}@champion")
     images = to_float(test.images)
     np.testing.assert_allclose(loaded.predict(images.numpy()), 2 * predictions.logits.numpy(), atol=1e-5)
+    trained = mlflow.pytorch.load_model(f"models:/{model}@champion")
+    torch.testing.assert_close(trained(images), 2 * predictions.logits)
 
     client.delete_registered_model_alias(model, "champion")  # as if the decision had been interrupted
     client.delete_model_version_tag(model, "1", "champion")

@@ -1,0 +1,47 @@
+"""A flavor of MLflow's models: the network for those who have torch, and the exported file for all that serve it."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from digits import paths
+from digits.serving import digits_onnx
+
+if TYPE_CHECKING:
+    from mlflow.models import Model
+    from mlflow.models.model import ModelInfo
+
+
+EXPORTED = "exported.onnx"
+
+
+def log(**about: Any) -> "ModelInfo":
+    """Log a network as mlflow.pytorch.log_model does; `mlflow.pyfunc` and `mlflow models serve` use the ONNX file."""
+    from mlflow.models import Model
+
+    logged: ModelInfo = Model.log(artifact_path=None, flavor=sys.modules[__name__], **about)
+    return logged
+
+
+def save_model(path: str, mlflow_model: "Model", **about: Any) -> None:
+    """Write a model's folder: MLflow calls this."""
+    import mlflow.pyfunc
+    import mlflow.pytorch
+
+    mlflow.pytorch.save_model(path=path, mlflow_model=mlflow_model, **about)
+    folder = Path(path)
+    shutil.copy(paths.ONNX, folder / EXPORTED)
+    (folder / "code").mkdir(exist_ok=True)
+    loader = Path(digits_onnx.__file__)
+    shutil.copy(loader, folder / "code")
+    environment = mlflow_model.flavors.pop(mlflow.pyfunc.FLAVOR_NAME)["env"]
+    mlflow.pyfunc.add_to_model(
+        mlflow_model,
+        loader_module=loader.stem,
+        code="code",
+        data=EXPORTED,
+        conda_env=environment["conda"],
+        python_env=environment["virtualenv"],
+    )
+    mlflow_model.save(str(folder / "MLmodel"))

@@ -1,0 +1,65 @@
+"""`python -m digits serve`: the model over HTTP, and a page to draw on."""
+
+import os
+import socket
+import sys
+import webbrowser
+from argparse import ArgumentParser
+from pathlib import Path
+
+from digits.errors import UserError
+from digits.serving import reading
+
+GRACE = 5  # seconds that requests under way have when it is ended
+
+
+def main(parser: ArgumentParser, words: list[str]) -> None:
+    """Serve the model over HTTP until Ctrl-C: a page to draw digits on, POST /predict for pictures, POST /logits for
+    tensors, /health, and /docs, which says how to call them.
+    """
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine)")
+    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=1, help="processes, 120 MB each (default: %(default)s)")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    parser.add_argument(
+        "--model", type=Path, help="an exported ONNX file (default: models/export/model.onnx, else the included one)"
+    )
+    arguments = parser.parse_args(words)
+    if not 1 <= arguments.workers <= 64:
+        raise UserError(f"--workers: must be 1 to 64, not {arguments.workers}")
+    reading.Model(arguments.model or reading.default(), threads=1)  # a fault is one line, and not one of each worker
+    _check(arguments.host, arguments.port)
+
+    import uvicorn  # only now: it takes as long as the model
+
+    from digits.serving import service
+
+    if arguments.model:
+        os.environ[service.MODEL] = str(arguments.model)
+    address = f"http://{arguments.host}:{arguments.port}"
+    print(f"{address}  draws and reads; {address}/docs says how to send pictures; Ctrl-C ends it")
+    has_display = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if arguments.open and has_display:
+        webbrowser.open(address)
+    uvicorn.run(
+        f"{service.__name__}:{service.from_environment.__name__}",
+        factory=True,
+        host=arguments.host,
+        port=arguments.port,
+        workers=arguments.workers,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+    )
+
+
+def _check(host: str, port: int) -> None:
+    """Raise UserError if nothing can be served at this address."""
+    if not 1 <= port <= 65535:
+        raise UserError(f"--port: must be 1 to 65535, not {port}")
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(place[:2], family=family).close()
+    except OSError as error:
+        raise UserError(f"{host}:{port}: cannot be used ({error.strerror or error}); --port takes another") from None

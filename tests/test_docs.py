@@ -570,7 +570,7 @@ def test_layout_is_what_is_there() -> None:
 def test_code_has_a_language_and_is_not_cut_off(page: str) -> None:
     """At 1280 pixels, GitHub shows 98 characters of a line of code."""
     for language, block in fences(page):
-        assert language in ("bash", "console", "python", "yaml", "text", "mermaid"), f"{page}: {block[:50]}"
+        assert language in ("bash", "console", "python", "js", "yaml", "text", "mermaid"), f"{page}: {block[:50]}"
         assert max(map(len, block.splitlines())) <= 98, f"{page}: {block}"
 
 
@@ -617,3 +617,19 @@ def test_network_in_the_documentation_can_be_added(monkeypatch: pytest.MonkeyPat
     assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     with pytest.raises(UserError, match=r"model\.bottleneck\.width: must be greater than or equal to 1, not 0"):
         params.assemble(content, networks.check, {"model.bottleneck.width": 0})
+
+
+def test_what_was_read_is_what_was_measured() -> None:
+    page = source("benchmarks/handwriting.md")
+    counts = {
+        kind: (int(right), int(count)) for kind, right, count in re.findall(r"\| (\w+) \| (\d+) of (\d+) \|", page)
+    }
+    right, count = (sum(counts[kind][place] for kind in ("corpus", "drawing", "photo")) for place in (0, 1))
+    (digits,) = re.findall(r"page: digits \| \d+ of \d+ \(([\d.]+)%\)", page)
+    (unsure,) = re.findall(r"right answers that are unsure \| ([\d.]+)%", page)
+    (marked, wrong) = re.findall(r"wrong answers that are unsure, .* \| (\d+) of (\d+) \|", page)[0]
+    said = (
+        f"On {count:,} real pictures of single digits from many hands it reads {right} rightly, on {counts['page'][1]} "
+        f"pages {digits} % of the digits, and it is unsure of {unsure} % of the right and {marked} of the {wrong} wrong"
+    )
+    assert said in prose(README).replace("\u00a0", " ")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from digits import paths
-from digits.serving import digits_onnx
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
 
 
 EXPORTED = "exported.onnx"
+LOADER = Path(__file__).parents[1] / "serving/digits_onnx.py"  # copied, not imported
 
 
 def log(**about: Any) -> "ModelInfo":
@@ -33,12 +33,11 @@ def save_model(path: str, mlflow_model: "Model", **about: Any) -> None:
     folder = Path(path)
     shutil.copy(paths.ONNX, folder / EXPORTED)
     (folder / "code").mkdir(exist_ok=True)
-    loader = Path(digits_onnx.__file__)
-    shutil.copy(loader, folder / "code")
+    shutil.copy(LOADER, folder / "code")
     environment = mlflow_model.flavors.pop(mlflow.pyfunc.FLAVOR_NAME)["env"]
     mlflow.pyfunc.add_to_model(
         mlflow_model,
-        loader_module=loader.stem,
+        loader_module=LOADER.stem,
         code="code",
         data=EXPORTED,
         conda_env=environment["conda"],

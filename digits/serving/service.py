@@ -4,7 +4,6 @@ Nothing that is sent is kept. Every refusal is a 4xx or 503 with one line: `{"er
 """
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from numpy.typing import NDArray
+from pydantic_core import from_json, to_json
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -31,6 +31,7 @@ MODEL = "DIGITS_MODEL"  # environment variable: another model file
 LARGEST = 20_000_000  # bytes of a request
 MANY = 100  # pictures of a request
 BATCH = 1000  # tensors of a request
+FEW = 32  # tensors that the model is done with in a millisecond
 PATIENCE = 30  # seconds that a request may take to arrive, and then to wait for its turn
 # What keeps a browser from running or asking for anything that is not ours.
 HEADERS = (
@@ -98,7 +99,7 @@ class Plain(JSONResponse):
     """JSON that need not be made fit for Python's own types, which takes longer than the model."""
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+        return to_json(content)
 
 
 def application(model: Model) -> FastAPI:
@@ -140,7 +141,8 @@ def application(model: Model) -> FastAPI:
     async def logits(request: Request) -> Response:
         """Send images as JSON or float32, white on black, 0 … 1. The answer has a logit for each of the classes."""
         images = _tensor(await _body(request), request.headers.get("content-type", ""), model)
-        found = await in_turn(model.logits, images)
+        # A thread takes longer to reach than one image takes here, 40 µs.
+        found = model.logits(images) if len(images) <= FEW else await in_turn(model.logits, images)
         return Plain({"classes": model.classes, "logits": found.tolist()})
 
     @app.get("/health", summary="Whether it works, and which model it has")
@@ -261,8 +263,8 @@ def _tensor(body: bytes, kind: str, model: Model) -> NDArray[np.float32]:
     wanted = f"[n, {', '.join(map(str, shape))}]"
     if kind.startswith("application/json"):
         try:
-            images = np.asarray(json.loads(body)["inputs"], np.float32)
-        except (ValueError, TypeError, KeyError, RecursionError):
+            images = np.asarray(from_json(body)["inputs"], np.float32)  # 27 µs for an image; json takes 158
+        except (ValueError, TypeError, KeyError):
             raise HTTPException(400, f'must be JSON like {{"inputs": …}}, numbers of shape {wanted}') from None
     elif len(body) % (4 * int(np.prod(shape))):
         raise HTTPException(400, f"{len(body)} bytes; must be float32 of shape {wanted}")
@@ -270,6 +272,6 @@ def _tensor(body: bytes, kind: str, model: Model) -> NDArray[np.float32]:
         images = np.frombuffer(body, "<f4").reshape(-1, *shape).astype(np.float32)
     if images.shape[1:] != shape or not 1 <= len(images) <= BATCH:
         raise HTTPException(400, f"shape {list(images.shape)}; must be {wanted}, n from 1 to {BATCH}")
-    if not ((images >= 0) & (images <= 1)).all():
+    if not (images.min() >= 0 and images.max() <= 1):  # nor NaN
         raise HTTPException(400, "pixels must be 0 … 1")
     return images

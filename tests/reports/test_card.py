@@ -129,3 +129,9 @@ def test_code_in_the_model_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     names: dict[str, Any] = {}
     exec(code, names)
     assert names["logits"].shape == (1, 3)
+
+
+def test_what_hands_it_has_not_seen_is_said_of_mnist_alone() -> None:
+    assert "crossed 7s" in written("mnist")
+    assert "crossed 7s" not in written("emnist_digits")
+    assert "test set's.\n\n## License" in written("fashion_mnist")

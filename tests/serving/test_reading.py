@@ -1,13 +1,19 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+import yaml
+from PIL import Image
 
+from digits import paths
 from digits.errors import UserError
-from digits.serving.reading import Model
+from digits.files import md5
+from digits.serving.reading import INCLUDED, Model
 
+from ..conftest import ROOT
 from .conftest import answer, png, written
 
 
@@ -71,3 +77,16 @@ def test_what_is_no_file_is_not_opened(model: Model, tmp_path: Path) -> None:
         (tmp_path, "not a file"),
     ):
         assert answer(model, path).error == expected
+
+
+def test_included_model_is_the_one_that_the_changelog_names_and_the_default_one(model: Model) -> None:
+    assert md5(INCLUDED) in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    with Image.open(INCLUDED.with_name("samples.png")) as opened:
+        sheet = np.asarray(opened, np.float32) / np.float32(255)
+    images: Any = sheet.reshape(10, 28, 10, 28).swapaxes(1, 2).reshape(-1, 1, 28, 28)
+    logits = model.logits(images)
+    assert (logits.argmax(axis=1) == np.arange(10).repeat(10)).sum() >= 98
+    exported = ROOT / paths.ONNX
+    locked = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]["export"]["outs"]
+    if exported.exists() and md5(exported) in {out["md5"] for out in locked}:
+        assert np.abs(Model(exported, threads=1).logits(images) - logits).max() < 1e-5

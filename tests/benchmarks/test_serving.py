@@ -1,11 +1,9 @@
-import asyncio
-
 import pytest
 
 from benchmarks import serving
 
 from ..serving.conftest import png, written
-from ..serving.servers import free_port
+from ..serving.servers import finish, free_port
 
 
 def test_each_load_is_compared_with_mlflows_before_it() -> None:
@@ -27,7 +25,7 @@ def test_service_is_asked_by_many_without_a_failure(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(serving, "PORTS", {"digits": free_port()})
     found = serving.Found()
     with serving.serving(["digits", "serve"], serving.PORTS["digits"], "health", {}) as process:
-        asyncio.run(serving.ask(image, found, 8, 1))
+        finish(serving.ask(image, found, 8, 1))
         assert serving.memory(process) > 50
     assert found.failures == 0
     assert len(found.seconds) > 20

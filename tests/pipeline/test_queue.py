@@ -30,7 +30,7 @@ def test_seed_that_fails_is_named_with_where_to_find_the_reason(project: Project
 def test_seed_whose_worker_is_killed_is_run_again(project: Project) -> None:
     with ThreadPoolExecutor() as pool:
         under_way = pool.submit(project.run, *SEEDS, "hit", *CHEAP, MLFLOW_TRACKING_URI="off")
-        while not re.search(r"\bhit-seed-0\b.*Running", project.run("dvc", "queue", "status").stdout):
+        while not (found := re.search(r"(\w+) +hit-seed-0\b.*Running", project.run("dvc", "queue", "status").stdout)):
             assert not under_way.done()
             time.sleep(0.5)
         ours = [
@@ -39,8 +39,8 @@ def test_seed_whose_worker_is_killed_is_run_again(project: Project) -> None:
         worker = next(process for process in ours if "queue-worker" in (process.info["cmdline"] or ()))
         for process in (worker, *worker.children(recursive=True)):
             process.kill()
-        for folder in (project.root / ".dvc/tmp/exps/run").iterdir():  # as if it took the task while shutting down
-            shutil.rmtree(folder)
+        (folder,) = (project.root / ".dvc/tmp/exps/run").glob(f"{found[1]}*")
+        shutil.rmtree(folder)  # as if it took the task while shutting down
         assert "| hit | 1 | " in under_way.result(timeout=240).stdout
     shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
     assert [one["name"] for one in shown[1]["experiments"] if one["name"] == "hit-seed-0"] == ["hit-seed-0"]

@@ -1,5 +1,6 @@
 """The service in a process of its own, and requests to it."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,13 +10,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.conftest import ROOT
+
+Kind = TypeVar("Kind")
 
 
 def free_port() -> int:
@@ -33,6 +37,12 @@ def ask(address: str, body: bytes | None = None, kind: str = "", method: str | N
     except urllib.error.HTTPError as error:
         with error:
             return error.code, json.loads(error.read())
+
+
+def finish(work: Coroutine[Any, Any, Kind]) -> Kind:
+    """Return what comes of a coroutine, also where the browser's driver has an event loop of its own in this thread."""
+    with ThreadPoolExecutor() as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 def form(*files: tuple[str, bytes]) -> tuple[bytes, str]:

@@ -19,7 +19,7 @@ from digits.serving import service
 from digits.serving.reading import INCLUDED, Model
 
 from .conftest import png, written
-from .servers import ask, form, serving
+from .servers import ask, finish, form, serving
 
 JSON, RAW = "application/json", "application/octet-stream"
 
@@ -134,7 +134,7 @@ def test_a_request_that_does_not_arrive_ends(monkeypatch: pytest.MonkeyPatch) ->
         await asyncio.sleep(60)
 
     with pytest.raises(HTTPException) as error:
-        asyncio.run(service._body(Request({"type": "http", "headers": []}, receive)))
+        finish(service._body(Request({"type": "http", "headers": []}, receive)))
     assert error.value.status_code == 408
 
 
@@ -143,7 +143,7 @@ def test_a_body_without_a_length_ends_at_the_limit() -> None:
         return {"type": "http.request", "body": bytes(8_000_000), "more_body": True}
 
     with pytest.raises(HTTPException) as error:
-        asyncio.run(service._body(Request({"type": "http", "headers": []}, receive)))
+        finish(service._body(Request({"type": "http", "headers": []}, receive)))
     assert error.value.status_code == 413
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from digits.__main__ import dispatch
 from digits.errors import UserError
-from digits.serving import paper, preprocessing, segmentation
-from digits.serving.reading import INCLUDED
+from digits.serving import digits_onnx, paper, preprocessing, segmentation
+from digits.serving.reading import INCLUDED, Model
 
 from ..serving.servers import ask, form
 from .conftest import KINDS, PAGE, picture, visiting
@@ -140,6 +140,18 @@ def test_page_answers_as_the_command_does(
             assert shares == pytest.approx([digit["probability"] for digit in one.get("digits", [])], abs=0.006)
             assert ("unsure" in visit.page.locator("#text").inner_text()) == one.get("unsure", False)
         visit.assert_quiet(static)
+
+
+def test_model_as_mlflow_loads_it_answers_as_the_command_does(shared: Path, read: list[dict[str, Any]]) -> None:
+    """MLflow takes tensors; tests/pipeline/test_pipeline.py has it serve them."""
+    model, loaded = Model(INCLUDED, threads=1), digits_onnx._load_pyfunc(str(INCLUDED))
+    for one in read:
+        if "error" in one:
+            continue
+        prepared = preprocessing.characters(shared / one["file"], "picture", 1, 28, ink=True, single=False)
+        logits = loaded.predict(np.stack([character.image for character in prepared]))
+        labels = [model.classes[place] for place in logits.argmax(axis=1)]
+        assert labels == [digit["label"] for digit in one["digits"]]
 
 
 def test_node_answers_as_the_command_does(shared: Path, read: list[dict[str, Any]]) -> None:

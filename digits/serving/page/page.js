@@ -195,7 +195,6 @@ async function open(file) {
     canvas.getContext("2d", { willReadFrequently: true }).drawImage(bitmap, 0, 0);
     place(canvas, file.name);
   } catch {
-    draw();
     say("That is not a picture this browser can open");
   }
 }

@@ -30,11 +30,9 @@ from tqdm import tqdm
 from benchmarks import handwriting
 from digits import paths
 from digits.errors import UserError, run
-from digits.files import read_as, write_text
+from digits.files import write_text
 from digits.images import splits
-from digits.learning import evaluation, models
-from digits.learning.layers import Calibrated
-from digits.records import served, store
+from digits.records import registry, served, store
 
 PAGE = Path("benchmarks/serving.md")
 PORTS = {"digits": 8511, "mlflow": 8512}
@@ -118,24 +116,6 @@ def serving(command: list[str], port: int, path: str, environment: dict[str, str
                 one.kill()
 
 
-def write_model(folder: Path) -> None:
-    """Write the model of this folder as one of MLflow's, as the export stage logs it."""
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    network, description = models.load(paths.MODEL)
-    temperature = read_as(evaluation.Scores, paths.TEST_METRICS).calibrated.temperature
-    side, channels = description.shape.side, description.shape.channels
-    served.save_model(
-        str(folder),
-        Model(),
-        pytorch_model=Calibrated(network, temperature).eval(),
-        signature=ModelSignature(Schema([TensorSpec(np.dtype(np.float32), (-1, channels, side, side))])),
-        input_example=np.zeros((2, channels, side, side), np.float32),
-        pip_requirements=["onnxruntime"],
-    )
-
-
 async def ask(load: Load, found: Found, clients: int, seconds: float) -> None:
     """Send a load from so many clients for some time."""
     answers = 0
@@ -163,10 +143,12 @@ def memory(process: psutil.Process) -> float:
 
 def measure(clients: int, seconds: float, rounds: int) -> dict[str, Found]:
     """Send every load in turn, round by round."""
+    from mlflow.models import Model
+
     kinds = loads()
     found = {load.name: Found() for load in kinds}
     with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder) / "model")
+        served.save_model(f"{folder}/model", Model(), **registry.content())
         mlflow = ["mlflow", "models", "serve", "--model-uri", f"{folder}/model", "--env-manager", "local"]
         with (
             serving(["digits", "serve"], PORTS["digits"], "health", {}) as ours,

@@ -14,8 +14,9 @@ import pytest
 from digits.serving.reading import INCLUDED
 
 from .conftest import ROOT, git
+from .pipeline.servers import free_port
 from .serving.conftest import written
-from .serving.servers import ask, free_port
+from .serving.servers import ask
 
 pytestmark = pytest.mark.slow
 CPU = 0.8  # seconds for a first answer; 0.4 on a quiet machine

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from digits import paths
 from digits.errors import reason
@@ -64,6 +64,15 @@ def register(client: "MlflowClient", run_id: str) -> str:
 def _log_model(client: "MlflowClient", run_id: str) -> str:
     """Log the network as a model of this run, named after it; return the model's id."""
     import mlflow
+
+    name = client.get_run(run_id).info.run_name or "model"
+    with mlflow.start_run(run_id=run_id):
+        logged = served.log(name=re.sub(r"[^\w-]", "-", name), **content())
+    return str(logged.model_id)
+
+
+def content() -> dict[str, Any]:
+    """Return what MLflow is to log of the network in this folder: `served.save_model` takes it."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -74,19 +83,14 @@ def _log_model(client: "MlflowClient", run_id: str) -> str:
     # No names: with one, mlflow.pyfunc would hand the network a dictionary.
     image = TensorSpec(np.dtype(np.float32), (-1, shape.channels, shape.side, shape.side))
     logits = TensorSpec(np.dtype(np.float32), (-1, len(description.classes)))
-    signature = ModelSignature(Schema([image]), Schema([logits]))
-    example = to_float(splits.load(paths.TEST).images[:2]).numpy()  # two: a batch of one would be frozen into the graph
-    needed = [f"{name}=={version(name)}" for name in ("numpy", "onnxruntime")]  # inferring them takes mlflow seconds
-    name = client.get_run(run_id).info.run_name or "model"
-    with mlflow.start_run(run_id=run_id):
-        logged = served.log(
-            pytorch_model=Calibrated(network, temperature).eval(),
-            name=re.sub(r"[^\w-]", "-", name),
-            signature=signature,
-            input_example=example,
-            pip_requirements=needed,
-        )
-    return str(logged.model_id)
+    return {
+        "pytorch_model": Calibrated(network, temperature).eval(),
+        "signature": ModelSignature(Schema([image]), Schema([logits])),
+        # Two: a batch of one would be frozen into the graph.
+        "input_example": to_float(splits.load(paths.TEST).images[:2]).numpy(),
+        # Inferring them takes mlflow seconds.
+        "pip_requirements": [f"{name}=={version(name)}" for name in ("numpy", "onnxruntime")],
+    }
 
 
 def _version_of(client: "MlflowClient", checksum: str) -> "ModelVersion | None":

@@ -1,14 +1,12 @@
 """`python -m digits serve`: the model over HTTP, and a page to draw on."""
 
 import os
-import socket
-import sys
-import webbrowser
 from argparse import ArgumentParser
 from pathlib import Path
 
 from digits.errors import UserError
 from digits.serving import reading
+from digits.tools import addresses
 
 GRACE = 5  # seconds that requests under way have when it is ended
 
@@ -28,7 +26,8 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
     if not 1 <= arguments.workers <= 64:
         raise UserError(f"--workers: must be 1 to 64, not {arguments.workers}")
     reading.Model(arguments.model or reading.default(), threads=1)  # a fault is one line, and not one of each worker
-    _check(arguments.host, arguments.port)
+    named = f"{arguments.host}:{arguments.port}:"
+    addresses.check(arguments.host, arguments.port, named=named, advice="--port takes another")
 
     import uvicorn  # only now: it takes as long as the model
 
@@ -38,9 +37,8 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
         os.environ[service.MODEL] = str(arguments.model)
     address = f"http://{arguments.host}:{arguments.port}"
     print(f"{address}  draws and reads; {address}/docs says how to send pictures; Ctrl-C ends it")
-    has_display = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if arguments.open and has_display:
-        webbrowser.open(address)
+    if arguments.open:
+        addresses.show(address)
     uvicorn.run(
         f"{service.__name__}:{service.from_environment.__name__}",
         factory=True,
@@ -52,14 +50,3 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACE,
     )
-
-
-def _check(host: str, port: int) -> None:
-    """Raise UserError if nothing can be served at this address."""
-    if not 1 <= port <= 65535:
-        raise UserError(f"--port: must be 1 to 65535, not {port}")
-    try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        socket.create_server(place[:2], family=family).close()
-    except OSError as error:
-        raise UserError(f"{host}:{port}: cannot be used ({error.strerror or error}); --port takes another") from None

@@ -2,13 +2,11 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-import webbrowser
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from digits.errors import UserError
 from digits.records import pages, runs, store
+from digits.tools import addresses
 
 HOST = "127.0.0.1"
 PATIENCE = 120  # seconds until a server must answer; it takes about 7
@@ -33,7 +32,7 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
     if store.is_off():
         raise UserError(f"MLFLOW_TRACKING_URI: is {store.OFF}; must name a tracking server, or not be set")
     if not store.is_remote():
-        _check(port)
+        addresses.check(HOST, port, named=f"--port: {port}", advice="`make ui PORT=5001` takes another")
     with store.access():
         client, experiment = store.connect()
         runs.clear_up(client, experiment)
@@ -52,22 +51,9 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
     raise UserError(f"MLflow's server ended with code {server.returncode}")
 
 
-def _check(port: int) -> None:
-    """Raise UserError if nothing can be served at this port."""
-    if not 1 <= port <= 65535:
-        raise UserError(f"--port: must be 1 to 65535, not {port}")
-    try:
-        socket.create_server((HOST, port)).close()
-    except OSError as error:
-        raise UserError(
-            f"--port: {port} cannot be used ({os.strerror(error.errno or 0)}); `make ui PORT=5001` takes another"
-        ) from None
-
-
 def _show(link: str) -> None:
     print(link)
-    if sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        webbrowser.open(link)
+    addresses.show(link)
 
 
 @contextmanager

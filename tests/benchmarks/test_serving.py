@@ -2,8 +2,9 @@ import pytest
 
 from benchmarks import serving
 
+from ..pipeline.servers import free_port
 from ..serving.conftest import png, written
-from ..serving.servers import finish, free_port
+from ..serving.servers import finish
 
 
 def test_each_load_is_compared_with_mlflows_before_it() -> None:

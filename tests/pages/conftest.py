@@ -16,6 +16,7 @@ from PIL import Image
 
 from benchmarks import handwriting
 from digits.serving.reading import INCLUDED
+from tests.serving.conftest import samples
 from tests.serving.servers import serving
 
 if TYPE_CHECKING:
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
 PAGE = INCLUDED.parent
 RANDOM = np.random.default_rng
 KINDS = ("alone", "page", "as it is", "light", "card", "transparent", "large", *handwriting.KINDS)
-
-
-def samples() -> NDArray[np.uint8]:
-    """Return the page's digits of the test set, [100, 28, 28], ten of each class."""
-    with Image.open(PAGE / "samples.png") as opened:
-        sheet = np.asarray(opened)
-    return sheet.reshape(10, 28, 10, 28).swapaxes(1, 2).reshape(-1, 28, 28)
 
 
 def picture(number: int) -> tuple[Image.Image, bool]:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from digits.__main__ import dispatch
 from digits.errors import UserError
 from digits.serving import digits_onnx, paper, preprocessing, segmentation
 from digits.serving.reading import INCLUDED, Model
 
+from ..serving.conftest import png
 from ..serving.servers import ask, form
 from .conftest import KINDS, PAGE, picture, visiting
 
@@ -54,12 +54,6 @@ console.log(JSON.stringify(answers));
 """
 
 
-def content(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
 def test_browser_prepares_pictures_as_python_does(browser: "Browser", static: str) -> None:
     characters = 0
     with visiting(browser, f"{static}/docs.html") as visit:
@@ -67,7 +61,7 @@ def test_browser_prepares_pictures_as_python_does(browser: "Browser", static: st
             image, single = picture(number)
             how: dict[str, Any] = {"channels": 1, "side": 28, "ink": True, "single": single}
             try:
-                expected = preprocessing.characters(io.BytesIO(content(image)), "picture", **how)
+                expected = preprocessing.characters(io.BytesIO(png(image)), "picture", **how)
             except UserError:
                 expected = []
             rgba = base64.b64encode(image.convert("RGBA").tobytes()).decode()
@@ -100,7 +94,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(SHARED):
         image, _ = picture(number)
         name = f"{number:03}.png"
-        (folder / name).write_bytes(content(image))
+        (folder / name).write_bytes(png(image))
         (folder / f"{name}.rgba").write_bytes(image.convert("RGBA").tobytes())
         about.append({"file": name, "width": image.width, "height": image.height})
     (folder / "pictures.json").write_text(json.dumps(about))

@@ -3,12 +3,9 @@
 import csv
 import json
 import os
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,8 +19,9 @@ from digits.images.splits import Split
 from digits.learning import evaluation, models
 from digits.serving.reading import Model
 
-from ..serving.servers import ask, free_port
+from ..serving.servers import ask
 from .conftest import DIGITS, Project
+from .servers import free_port, serving
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -84,42 +82,33 @@ def test_registered_model_scores_as_evaluate_reported(finished: Project, monkeyp
     assert evaluation.score(logits, test.labels)[1] == finished.json("metrics/test.json")["accuracy"]
 
 
-def test_registered_model_is_served_without_torch(finished: Project) -> None:
+def test_registered_model_is_served_without_torch(finished: Project, tmp_path: Path) -> None:
     port, address = free_port(), "models:/mnist-classifier@champion"
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", address, "--env-manager", "local"]
     environment = os.environ | {"MLFLOW_TRACKING_URI": finished.tracking_uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     images = to_float(splits.load(finished.root / "data/splits/test.safetensors").images[:100]).numpy()
     body = json.dumps({"inputs": images.tolist()}).encode()
-    with (
-        subprocess.Popen([*command, "--port", str(port)], env=environment, stderr=subprocess.DEVNULL) as server,
-        ending(server),
-    ):
-        for _ in range(300):
-            try:
-                code, found = ask(f"http://127.0.0.1:{port}/invocations", body, "application/json")
-                break
-            except OSError:
-                assert server.poll() is None
-                time.sleep(0.2)
+    url, answers = f"http://127.0.0.1:{port}", list[tuple[int, Any]]()
+
+    def ready() -> bool:
+        try:
+            answers.append(ask(f"{url}/invocations", body, "application/json"))
+        except OSError:
+            return False
+        return True
+
+    with serving([*command, "--port", str(port)], ready, tmp_path / "log", environment=environment):
+        ((code, found),) = answers
         assert code == 200
         exported = Model(finished.root / "models/export/model.onnx")
         np.testing.assert_allclose(found["predictions"], exported.logits(images), atol=1e-4)
-        processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        started = psutil.Process().children(recursive=True)
+        processes = [one for one in started if any("mlflow" in word for word in one.cmdline())]
         if sys.platform == "linux":
             loaded = {Path(one.path).name for process in processes for one in process.memory_maps()}
             assert any("onnxruntime" in name for name in loaded)
             assert not [name for name in loaded if name.startswith("libtorch")]
-
-
-@contextmanager
-def ending(server: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """End a server and the processes that it started."""
-    try:
-        yield
-    finally:
-        for process in (*psutil.Process(server.pid).children(recursive=True), server):
-            process.kill()
 
 
 def test_second_repro_does_nothing(finished: Project) -> None:

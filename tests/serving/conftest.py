@@ -31,6 +31,13 @@ def png(picture: Image.Image | NDArray[np.generic]) -> bytes:
     return content.getvalue()
 
 
+def samples() -> NDArray[np.uint8]:
+    """Return the page's digits of the test set, [100, 28, 28], ten of each class."""
+    with Image.open(INCLUDED.with_name("samples.png")) as opened:
+        sheet = np.asarray(opened)
+    return sheet.reshape(10, 28, 10, 28).swapaxes(1, 2).reshape(-1, 28, 28)
+
+
 @pytest.fixture(scope="session")
 def model() -> Model:
     """Return the model that comes with the package."""

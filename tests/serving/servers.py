@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,14 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.conftest import ROOT
+from tests.pipeline.servers import free_port
 
 Kind = TypeVar("Kind")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-    return port
 
 
 def ask(address: str, body: bytes | None = None, kind: str = "", method: str | None = None) -> tuple[int, Any]:

@@ -6,7 +6,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import yaml
-from PIL import Image
 
 from digits import paths
 from digits.errors import UserError
@@ -14,7 +13,7 @@ from digits.files import md5
 from digits.serving.reading import INCLUDED, Model
 
 from ..conftest import ROOT
-from .conftest import answer, png, written
+from .conftest import answer, png, samples, written
 
 
 def test_probabilities_are_those_of_the_logits(onnx_model: Path) -> None:
@@ -81,9 +80,7 @@ def test_what_is_no_file_is_not_opened(model: Model, tmp_path: Path) -> None:
 
 def test_included_model_is_the_one_that_the_changelog_names_and_the_default_one(model: Model) -> None:
     assert md5(INCLUDED) in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    with Image.open(INCLUDED.with_name("samples.png")) as opened:
-        sheet = np.asarray(opened, np.float32) / np.float32(255)
-    images: Any = sheet.reshape(10, 28, 10, 28).swapaxes(1, 2).reshape(-1, 1, 28, 28)
+    images: Any = samples()[:, np.newaxis] / np.float32(255)
     logits = model.logits(images)
     assert (logits.argmax(axis=1) == np.arange(10).repeat(10)).sum() >= 98
     exported = ROOT / paths.ONNX

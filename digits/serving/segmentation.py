@@ -13,6 +13,7 @@ MOST = 1000  # connected parts of a page that are looked at, the largest first
 FAINT = 0.06  # the least darkness that is ink: below it, it is the grain of the paper
 GAP = 7  # pixels: grain breaks faint lines; what is closer is one
 SMALLEST = 6  # pixels of the longer side of a character
+CARD_EDGE = 0.8  # the share of a card's edge that is its own color: a stroke may lie across the rest
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _card(gray: Gray) -> Part | None:
         return None
     mask = _mask(labels, card)
     edge = max(1, round(0.02 * min(mask.shape)))
-    if min(side.mean() for side in (mask[edge], mask[-1 - edge], mask[:, edge], mask[:, -1 - edge])) < 0.9:
+    if min(side.mean() for side in (mask[edge], mask[-1 - edge], mask[:, edge], mask[:, -1 - edge])) < CARD_EDGE:
         return None
     inside = Part(
         (), card.left + 2 * edge, card.top + 2 * edge, card.right - 2 * edge, card.bottom - 2 * edge, card.area

@@ -358,7 +358,7 @@ function strokeWidth(mask) {
 
 // ---------------------------------------------------------------- segmentation
 
-export const [MOST, FAINT, GAP, SMALLEST] = [1000, 0.06, 7, 6];
+export const [MOST, FAINT, GAP, SMALLEST, CARD_EDGE] = [1000, 0.06, 7, 6, 0.8];
 
 class Part {
   constructor(labels, left, top, right, bottom, area) {
@@ -476,7 +476,7 @@ function card(gray) {
   const sides = [mask, mask.transposed()].flatMap((one) =>
     [edge, one.height - 1 - edge].map((row) => mean(one.data.subarray(row * one.width, (row + 1) * one.width))),
   );
-  if (lowest(sides) < 0.9) return null;
+  if (lowest(sides) < CARD_EDGE) return null;
   const inside = new Part(
     [], found.left + 2 * edge, found.top + 2 * edge, found.right - 2 * edge, found.bottom - 2 * edge, found.area,
   );

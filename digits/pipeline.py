@@ -2,17 +2,20 @@
 
 import os
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from digits.errors import UserError
-from digits.files import md5
+from digits.datasets import FOLDER
+from digits.errors import UserError, reason, shown
+from digits.files import digest, flatten, md5
+from digits.params.reading import PATH, Section, choose, parse, read
 
 # Of the code that runs: in an experiment that DVC runs in a temporary copy, that copy.
 ROOT = Path.cwd() if Path("dvc.yaml").exists() else Path(__file__).parents[1]
+
+_begun: dict[str, str] = {}
 
 
 def home() -> Path:
@@ -24,9 +27,11 @@ def home() -> Path:
 def stages() -> dict[str, Any]:
     """Return the stages of dvc.yaml by name. Raises UserError if there is no such file."""
     try:
-        return dict(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+        return dict(parse((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
     except FileNotFoundError:
         raise UserError("dvc.yaml: not found here; run this from the repository's root") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"dvc.yaml: malformed ({reason(error)})") from None
 
 
 def is_code(path: str) -> bool:
@@ -37,7 +42,15 @@ def is_code(path: str) -> bool:
 def code(*names: str) -> dict[str, str]:
     """Return the MD5 of every source file that these stages depend on, by path."""
     files = {dep for name in names for dep in stages()[name]["deps"] if is_code(dep)}
-    return {file: md5(ROOT / file) for file in sorted(files)}
+    return {file: _begun.get(file) or md5(ROOT / file) for file in sorted(files)}
+
+
+def begin() -> None:
+    """Remember the source files as they are now: what this process runs, whoever edits them while it runs."""
+    for folder in ("digits", "stages"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".md"):
+                _begun[path.relative_to(ROOT).as_posix()] = md5(path)
 
 
 def outputs(*names: str) -> list[Path]:
@@ -57,7 +70,7 @@ def inputs(name: str) -> dict[str, str]:
     made = {out["path"]: (stage, out["md5"]) for stage, entry in lock().items() for out in entry.get("outs", [])}
     found, faults = {}, []
     for file in stages()[name]["deps"]:
-        if is_code(file):
+        if is_code(file) or file.startswith("${"):
             continue
         try:
             found[file] = md5(Path(file))
@@ -73,6 +86,61 @@ def inputs(name: str) -> dict[str, str]:
     return found
 
 
+class Reading:
+    """What a stage reads: the MD5s of its `inputs` and its `code`, by path, and its params.
+
+    DVC hashes what a stage depends on when the stage has ended, and would give whatever was edited in the meantime as
+    what made the result. Hence `check` at its end.
+    """
+
+    def __init__(self, stage: str, knobs: Mapping[str, Any]) -> None:
+        self.code = code(stage)
+        self.inputs = inputs(stage)
+        self._stage, self._knobs = stage, knobs
+        self._folders = {path: _listing(path) for path in self._own()}
+
+    def _own(self) -> list[Path]:
+        """Return what the stage reads that no stage made: a person's own data."""
+        named = [self._knobs[dep[2:-1]] for dep in stages()[self._stage]["deps"] if dep.startswith("${")]
+        return [Path(path) for path in named] if self._knobs["data.name"] == FOLDER else []
+
+    def check(self) -> None:
+        """Raise UserError with a line for each file and param that is no longer what the stage has read."""
+        changed = [file for file, checksum in self.code.items() if _now(ROOT / file) != checksum]
+        changed += [file for file, checksum in self.inputs.items() if _now(Path(file)) != checksum]
+        changed += [str(path) for path, listing in self._folders.items() if _listing(path) != listing]
+        sections = tuple(stages()[self._stage].get("params", ()))
+        content = read(Section, PATH)
+        now = flatten(choose(content | {"recipe": self._knobs["recipe"]}) | {"recipe": content.get("recipe")})
+        for key, value in self._knobs.items():
+            if f"{key}.".startswith(tuple(f"{section}." for section in sections)) and now.get(key) != value:
+                changed.append(f"{PATH}: {key}: {shown(value)}, now {shown(now.get(key))}")
+        if changed:
+            what = f"{self._stage} had read it: its result is not kept; run `dvc repro` again"
+            raise UserError("\n".join(f"{one}: edited after {what}" for one in changed))
+
+
+def _now(path: Path) -> str | None:
+    try:
+        return md5(path)
+    except OSError:
+        return None
+
+
+def _listing(path: Path) -> str:
+    """Return a digest of the names, sizes and times of the files in a folder, or of one file."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    about = [(str(file), status.st_size, status.st_mtime_ns) for file in files if (status := _status(file))]
+    return digest(about)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
 def lock(text: str | None = None) -> dict[str, Any]:
     """Return the stages of the working folder's dvc.lock, or of another one's text, by name; none without the file.
 
@@ -80,7 +148,7 @@ def lock(text: str | None = None) -> dict[str, Any]:
     """
     try:
         text = Path("dvc.lock").read_text(encoding="utf-8") if text is None else text
-        found: dict[str, Any] = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+        found: dict[str, Any] = parse(text)["stages"]
         for stage in found.values():
             for entry in [*stage.get("deps", []), *stage.get("outs", [])]:
                 external = entry["path"] and ("etag" in entry or "checksum" in entry)
@@ -88,6 +156,6 @@ def lock(text: str | None = None) -> dict[str, Any]:
                     raise ValueError
     except FileNotFoundError:
         return {}
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError):
-        raise UserError("dvc.lock: malformed; `git checkout dvc.lock` restores the committed one") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError("dvc.lock: malformed; `python -m digits repair` restores the committed one") from None
     return found

@@ -5,19 +5,27 @@ from the same bytes. Your own images may have any format of `images.readers`; th
 classes and counts, and for whether the params fit them.
 """
 
-from digits import params, paths
+from digits import params, paths, pipeline
 from digits.datasets import FOLDER
 from digits.errors import UserError, run
 from digits.images import fetching, own
 from digits.images.readers import PARTS
 from digits.learning import networks
+from digits.params.data import DataParams
 
 
 def main() -> None:
-    data = params.load(networks.check).data
-    if data.name != FOLDER:
-        fetching.download(data.name, data.sources, data.timeout, paths.RAW)
-        return
+    p = params.load(networks.check)
+    reading = pipeline.Reading("download", p.flat())
+    if p.data.name == FOLDER:
+        copy(p.data)
+    else:
+        fetching.download(p.data.name, p.data.sources, p.data.timeout, paths.RAW)
+    reading.check()
+
+
+def copy(data: DataParams) -> None:
+    """Check a person's own images and copy them."""
     source = own.Source.of(data)
     found = own.survey(source)
     if faults := found.faults(source.side):

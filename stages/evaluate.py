@@ -25,7 +25,7 @@ from digits.reports.figures import evaluate as figures
 
 def main() -> None:
     p = params.load(networks.check)
-    pipeline.inputs("evaluate")
+    reading = pipeline.Reading("evaluate", p.flat())
     device = runtime.prepare(p.runtime)
     network, description = models.load(paths.MODEL)
     batch_size, bins = p.runtime.batch_size, p.evaluate.bins
@@ -60,7 +60,9 @@ def main() -> None:
     print("to try next:")
     for line in advice.listed(found).splitlines():
         print(textwrap.fill(line, shutil.get_terminal_size().columns, subsequent_indent="  "))
+    reading.check()
     runs.record(p, "evaluate", device)
+    reading.check()  # again: the record may take seconds
 
 
 if __name__ == "__main__":

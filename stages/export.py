@@ -24,7 +24,7 @@ from digits.reports import card
 
 def main() -> None:
     p = params.load(networks.check)
-    pipeline.inputs("export")
+    reading = pipeline.Reading("export", p.flat())
     device = runtime.prepare(p.runtime, "cpu")  # where everyone can run what is exported
     network, description = models.load(paths.MODEL)
     test, batch_size = splits.load(paths.TEST, in_order=True), p.runtime.batch_size
@@ -58,7 +58,9 @@ def main() -> None:
         torch.__version__.split("+")[0],
     )
     write_text(paths.MODEL_CARD, text)
+    reading.check()
     runs.record(p, "export", device)
+    reading.check()  # again: the record may take seconds
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def _held_out(
 
 def main() -> None:
     p = params.load(networks.check)
-    pipeline.inputs("preprocess")
+    reading = pipeline.Reading("preprocess", p.flat())
     held_out = divide(p)
     files = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
     made = {name: splits.load(path, in_order=True) for name, path in files.items()}
@@ -101,6 +101,7 @@ def main() -> None:
     for name, split in made.items():
         if absent := split.absent():
             print(f"no {name} images of {', '.join(absent[:20])}{', …' if len(absent) > 20 else ''}")
+    reading.check()
 
 
 if __name__ == "__main__":

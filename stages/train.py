@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def train(p: params.Params, device: torch.device) -> None:
-    inputs, code = pipeline.inputs("train"), pipeline.code("train")
+    reading = pipeline.Reading("train", p.flat())
     learned, held_out = splits.load(paths.TRAIN), splits.load(paths.VALIDATION)
     this = training.begin(p, learned, held_out, device)
     if not distributed.is_leader():
@@ -37,7 +37,7 @@ def train(p: params.Params, device: torch.device) -> None:
         return
     size = networks.count_parameters(this.network)
     print(f"{p.model.name}, {size:,} parameters, {this.precision}, on {device.type}")
-    description = this.description(inputs, code)
+    description = this.description(reading.inputs, reading.code)
     result_of = [asdict(description), p.runtime.batch_size, runtime.environment(device, this.precision)]
     epochs = []
     with Checkpoint(result_of, p.runtime.checkpoint) as checkpoint, TrainingRun(p, device, checkpoint.key) as live:
@@ -53,6 +53,8 @@ def train(p: params.Params, device: torch.device) -> None:
         figures.curve(epochs, paths.CURVE)
         figures.augmentation(training.augmented(learned, p, 4, this.background), paths.AUGMENTATION)
         write_json(paths.TRAIN_METRICS, asdict(this.metrics()))
+        reading.check()
+    reading.check()  # again: the record may take seconds
 
 
 if __name__ == "__main__":

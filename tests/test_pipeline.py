@@ -70,7 +70,7 @@ def test_without_dvc_lock_inputs_are_accepted_as_they_are(folder: Path) -> None:
 @pytest.mark.parametrize("text", ["", "stages", "{", "other: 1", "\0", *map(MADE.format, BROKEN)])
 def test_broken_dvc_lock_is_one_line(folder: Path, text: str) -> None:
     (folder / "dvc.lock").write_text(text)
-    with pytest.raises(UserError, match=r"^dvc\.lock: .* `git checkout dvc\.lock`"):
+    with pytest.raises(UserError, match=r"^dvc\.lock: .* `python -m digits repair`"):
         pipeline.lock()
 
 

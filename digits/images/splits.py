@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from digits.datasets import Shape
+from digits.errors import UserError
 from digits.files import atomic, map_bytes
 from digits.images.batches import edges
 
@@ -138,6 +139,7 @@ def statistics(splits: Mapping[str, Split], *, ink: bool = True, test_held_out: 
     """Return the statistics of the three splits.
 
     Those of pixels come from a histogram: its counts are integers, so that they are the same on every processor.
+    Raises UserError if all pixels are the same.
     """
     images = splits["train"].images
     channels = images.shape[1]
@@ -153,6 +155,12 @@ def statistics(splits: Mapping[str, Split], *, ink: bool = True, test_held_out: 
         means.append(float((values * shares).sum()))
         deviations.append(math.sqrt(float(((values - means[-1]) ** 2 * shares).sum())))
         backgrounds.append(float(values[int((2 * edge.cumsum(0) >= edge.sum()).long().argmax())]))
+
+    if not any(deviations):
+        raise UserError(
+            f"all pixels of the training images have the value {255 * means[0]:.0f}: nothing can be learned"
+        )
+    deviations = [deviation or 1.0 for deviation in deviations]  # of a channel that is the same everywhere
 
     def of_channels(found: list[float]) -> float | list[float]:
         return found[0] if channels == 1 else found

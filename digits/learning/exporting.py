@@ -7,6 +7,8 @@ paths that exporters record are removed, so that equal networks give equal bytes
 
 import io
 import json
+import pickle
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from digits.datasets import Shape
 from digits.errors import UserError
-from digits.files import SEAL, seal, write_bytes
+from digits.files import SEAL, is_intact, seal, write_bytes
 from digits.images.batches import to_float
 from digits.images.splits import Split
 from digits.learning import evaluation, models
@@ -35,7 +37,7 @@ def _example(shape: Shape) -> Tensor:
 def write_pt2(network: nn.Module, path: Path, description: models.Description) -> None:
     """Write `network` (in evaluation mode, on the CPU) as a torch.export archive; `torch.export.load` reads it.
 
-    The description is the archive's extra file `model.json`.
+    The description is the archive's extra file `model.json`, the checksum of the file the comment of the archive.
     """
     program = torch.export.export(network, (_example(description.shape),), dynamic_shapes=DYNAMIC)
     for module in program.graph_module.modules():
@@ -44,7 +46,32 @@ def write_pt2(network: nn.Module, path: Path, description: models.Description) -
                 node.meta.pop("stack_trace", None)
     buffer = io.BytesIO()  # given a path, torch would write the file's name into the archive
     torch.export.save(program, buffer, extra_files={"model.json": json.dumps(asdict(description), sort_keys=True)})
-    write_bytes(path, buffer.getvalue())
+    content = buffer.getvalue().removesuffix(b"\0\0")  # the length of the comment, which comes last
+    write_bytes(path, seal(content + len(SEAL).to_bytes(2, "little") + SEAL.encode()))
+
+
+def read_pt2(content: bytes) -> models.Description:
+    """Return what a pt2 file says about itself.
+
+    Raises ValueError unless it is as `write_pt2` wrote it, and nothing in it is run when it is loaded: to
+    `torch.export.load`, weights can be pickles, and the sample inputs are one.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        checksum = archive.comment.decode("ascii", "replace")
+        if len(checksum) != len(SEAL) or not is_intact(content, checksum):
+            raise ValueError("its content does not match its checksum")
+        entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+        if any(entry.compress_type for entry in entries.values()):
+            raise ValueError("it is compressed")
+        for name, entry in entries.items():
+            if name.endswith("_config.json") and b'"use_pickle": true' in archive.read(entry):
+                raise ValueError(f"{name} asks for pickles, which can run code")
+            if name.startswith("data/sample_inputs/"):
+                try:
+                    torch.load(io.BytesIO(archive.read(entry)), "cpu", weights_only=True)
+                except pickle.UnpicklingError:
+                    raise ValueError(f"{name} would run code") from None
+        return models.described(json.loads(archive.read(entries["extra/model.json"])))
 
 
 def write_onnx(network: nn.Module, path: Path, opset: int, description: models.Description) -> None:
@@ -74,8 +101,13 @@ def write_onnx(network: nn.Module, path: Path, opset: int, description: models.D
 
 
 def run_pt2(path: Path, split: Split, batch_size: int) -> Tensor:
-    """Load a pt2 file and return its logits for every image of `split`: float32 [n, classes]."""
-    module = torch.export.load(path).module()
+    """Load a pt2 file and return its logits for every image of `split`: float32 [n, classes].
+
+    Raises ValueError as `read_pt2` does.
+    """
+    content = path.read_bytes()
+    read_pt2(content)
+    module = torch.export.load(io.BytesIO(content)).module()
     with torch.inference_mode():
         return torch.cat([module(to_float(images)) for images in split.images.split(batch_size)])
 

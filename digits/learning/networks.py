@@ -18,9 +18,10 @@ from torch.nn import functional
 from digits.datasets import LARGEST, MNIST_SHAPE, Shape
 from digits.errors import UserError
 from digits.learning.layers import BatchNorm, Crop, Dropout, Normalize, Residual
-from digits.params.reading import Count, Section, Share, faults_of
+from digits.params.reading import Section, Share, faults_of
 from digits.params.training import ModelParams
 
+Width = Annotated[int, Field(ge=1, le=4096)]
 Cropping = Annotated[int, Field(ge=0, le=8)]  # pixels
 
 
@@ -37,8 +38,8 @@ class CNN(nn.Sequential):
         classes: int,
         shape: Shape,
         crop: Cropping,
-        channels: Annotated[list[Count], Field(min_length=2, max_length=6)],
-        hidden: Count,
+        channels: Annotated[list[Width], Field(min_length=2, max_length=6)],
+        hidden: Width,
         dropout: Share,
     ) -> None:
         layers: list[nn.Module] = [Crop(crop)]
@@ -70,8 +71,8 @@ class ResNet(nn.Sequential):
         classes: int,
         shape: Shape,
         crop: Cropping,
-        channels: Annotated[list[Count], Field(min_length=1, max_length=3)],
-        blocks: Count,
+        channels: Annotated[list[Width], Field(min_length=1, max_length=3)],
+        blocks: Annotated[int, Field(ge=1, le=32)],
         dropout: Share,
     ) -> None:
         layers: list[nn.Module] = [Crop(crop)]
@@ -90,7 +91,9 @@ class ResNet(nn.Sequential):
 class MLP(nn.Sequential):
     """Fully connected layers with ReLU: with hidden = [128, 64] the network of the classic notebook."""
 
-    def __init__(self, classes: int, shape: Shape, hidden: list[Count], dropout: Share) -> None:
+    def __init__(
+        self, classes: int, shape: Shape, hidden: Annotated[list[Width], Field(max_length=32)], dropout: Share
+    ) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
         before = shape.channels * shape.side**2
         for width in hidden:

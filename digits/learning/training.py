@@ -147,10 +147,13 @@ class Training:
     def _measure(self) -> curve.Epoch:
         """Measure the network at the end of an epoch, and keep its weights if it is the best so far."""
         progress, train = self._progress, self._p.train
-        (train_loss, train_accuracy), (loss, accuracy) = map(self._score, (self._sample, self._held_out))
-        if not math.isfinite(loss):
-            where = f"params.yaml: train.learning_rate: training diverged in epoch {len(progress.epochs) + 1}"
-            raise UserError(f"{where} (validation loss {loss}); try less than {train.learning_rate:g}")
+        (train_loss, train_accuracy, _), (loss, accuracy, answers) = map(self._score, (self._sample, self._held_out))
+        if not math.isfinite(loss) or (self._is_last and self._is_guessing(loss, accuracy, answers)):
+            knob, value = "learning_rate", train.learning_rate
+            if value < 10 and value * train.weight_decay > 0.1:  # each step shrinks the weights by this share
+                knob, value = "weight_decay", train.weight_decay
+            where = f"params.yaml: train.{knob}: training diverged in epoch {len(progress.epochs) + 1}"
+            raise UserError(f"{where} (validation loss {loss:.4g}, accuracy {accuracy:.2%}); try less than {value:g}")
         if accuracy > progress.best:
             progress.best = accuracy
             if train.keep == "best":
@@ -158,12 +161,26 @@ class Training:
         rate = self._optimizer.param_groups[0]["lr"]
         return curve.Epoch(len(progress.epochs) + 1, train_loss, loss, train_accuracy, accuracy, rate)
 
-    def _score(self, split: Split) -> tuple[float, float]:
+    @property
+    def _is_last(self) -> bool:
+        return len(self._progress.epochs) + 1 == self._p.train.epochs
+
+    def _is_guessing(self, loss: float, accuracy: float, answers: int) -> bool:
+        """Say whether a network that still answers has lost all that it learned.
+
+        It is right no more often than by chance, and gives all images one class, or is sure of wrong ones.
+        """
+        shares = torch.bincount(self._held_out.labels).double() / len(self._held_out)
+        most, guessing = float(shares.max()), float(torch.special.entr(shares).sum())
+        chance = most + 3 * math.sqrt(most * (1 - most) / len(self._held_out))
+        return accuracy <= chance and (loss > 4 * guessing or (loss > 0.98 * guessing and answers == 1))
+
+    def _score(self, split: Split) -> tuple[float, float, int]:
+        """Return loss and accuracy on a split, and how many different classes are answered."""
         # An epoch that may be kept is measured as evaluate will: in bfloat16, an image or two come out differently.
-        last = len(self._progress.epochs) + 1 == self._p.train.epochs
-        precision = torch.float32 if last or self._p.train.keep == "best" else self.precision
+        precision = torch.float32 if self._is_last or self._p.train.keep == "best" else self.precision
         found = evaluation.predict(self._final, split, self._p.runtime.batch_size, self._device, precision)
-        return evaluation.score(found.logits, split.labels)
+        return *evaluation.score(found.logits, split.labels), len(found.logits.argmax(dim=1).unique())
 
     def metrics(self) -> curve.TrainMetrics:
         """Return what the finished training came to."""

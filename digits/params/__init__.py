@@ -18,13 +18,12 @@ from digits.params.checks import contradictions, misfits
 from digits.params.data import DataParams, SplitParams
 from digits.params.evaluation import EvaluateParams
 from digits.params.export import ExportParams
-from digits.params.reading import RECIPES, Section, Seed, assigned, choose, faults_of, one_of, read
+from digits.params.reading import PATH, RECIPES, Section, Seed, assigned, choose, faults_of, one_of, read
 from digits.params.runtime import RuntimeParams
 from digits.params.training import AugmentationParams, ModelParams, TrainParams
 
-__all__ = ["ModelParams", "Params", "TrainParams", "assemble", "assigned", "load", "reject_misfits"]
+__all__ = ["PATH", "ModelParams", "Params", "TrainParams", "assemble", "assigned", "load", "reject_misfits"]
 
-PATH = Path("params.yaml")
 # Returns what is wrong with the knobs of networks, for images of a shape if that is known.
 Check = Callable[[ModelParams, Shape | None], list[str]]
 
@@ -76,7 +75,11 @@ def assemble(content: dict[str, Any], check: Check, changes: dict[str, Any], pat
     `learning.networks.check`, since the knobs of a network are the arguments of its class. Raises UserError with one
     line for each fault.
     """
-    content = choose(content | ({"recipe": changes["recipe"]} if "recipe" in changes else {}))
+    content = content | ({"recipe": changes["recipe"]} if "recipe" in changes else {})
+    wanted = content.get("recipe")
+    # Of an unknown recipe, that is the one fault, and not each knob that has a value per recipe.
+    chosen = choose(content | {"recipe": wanted if wanted in RECIPES else RECIPES[0]})
+    content = {key: wanted if key == "recipe" else chosen[key] for key in content}
     for key, value in changes.items():
         *sections, name = key.split(".")
         recipe = name if name in RECIPES and sections else None
@@ -87,7 +90,7 @@ def assemble(content: dict[str, Any], check: Check, changes: dict[str, Any], pat
             node = node.get(section, {}) if isinstance(node, dict) else {}
         if not isinstance(node, dict) or name not in node:
             raise UserError(f"{path}: {key}: no knob of that name")
-        if recipe in (None, content.get("recipe")):
+        if recipe in (None, wanted):
             node[name] = value
     faults = faults_of(Params, content)
     params = None if faults else Params.model_validate(content)

@@ -32,7 +32,7 @@ class DataParams(Section):
     side: Annotated[int, AfterValidator(_side)]
     ink: bool
     sources: Annotated[list[Annotated[str, AfterValidator(_source)]], Field(min_length=1)]
-    timeout: Annotated[float, Field(gt=0)]
+    timeout: Annotated[float, Field(gt=0, le=3600)]
 
 
 Part = Annotated[float, Field(gt=0, lt=1)]

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from digits.params.reading import Amount, Count, Section, Share
+from digits.params.reading import Section, Share
 
 
 class ModelParams(Section):
@@ -14,7 +14,7 @@ class ModelParams(Section):
     __pydantic_extra__: dict[str, dict[str, Any]]
 
     name: str
-    members: Count
+    members: Annotated[int, Field(ge=1, le=64)]
     tta_shift: Annotated[int, Field(ge=0, le=8)]
 
     def knobs(self) -> dict[str, Any]:
@@ -27,14 +27,14 @@ class ModelParams(Section):
 
 
 class TrainParams(Section):
-    epochs: Count
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=2)]  # batch norm needs two
     optimizer: Literal["sgd", "adamw"]
     learning_rate: Annotated[float, Field(gt=0)]
     schedule: Literal["linear", "cosine", "constant"]
     warmup: Annotated[float, Field(ge=0, le=1)]
     momentum: Share
-    weight_decay: Amount
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
     label_smoothing: Share
     ema: Share
     keep: Literal["last", "best"]
@@ -44,4 +44,4 @@ class AugmentationParams(Section):
     rotation: Annotated[float, Field(ge=0, le=180)]
     scale: Share
     shift: Annotated[float, Field(ge=0, le=28)]
-    shear: Amount
+    shear: Share

@@ -53,7 +53,8 @@ def register(client: "MlflowClient", run_id: str) -> str:
     version = _version_of(client, checksum)
     if not version:
         # Not mlflow.register_model, which prints two lines.
-        tags = {f"{KEY}model": checksum}  # a page shows them one under the other
+        # A page shows tags one under the other, but not these.
+        tags = {f"{KEY}model": checksum, f"{KEY}validation": md5(paths.VALIDATION)}
         version = client.create_model_version(MODEL_NAME, f"models:/{model_id}", run_id, tags, model_id=model_id)
     if ALIAS not in version.tags:
         _decide(client, version)
@@ -126,9 +127,12 @@ def _decide(client: "MlflowClient", version: "ModelVersion") -> None:
     By `significance.paired`, from the predictions that evaluate wrote; the test set has no say. The answer becomes part
     of the version's description.
     """
-    champion, found = _champion(client), Verdict(wins=True, words="the first")
+    champion = _champion(client) or _successor(client, version)
+    found = Verdict(wins=True, words="the first" if int(version.version) == 1 else "the only one, others were deleted")
     if champion:
         found = _judge(client, champion, _images(client, version), _correct(client, version))
+        if not found.wins and not _champion(client):
+            client.set_registered_model_alias(MODEL_NAME, ALIAS, champion.version)
     if found.wins:
         client.set_registered_model_alias(MODEL_NAME, ALIAS, version.version)
     answer = f"{'champion' if found.wins else 'not champion'}, version {version.version}: {found.words}"
@@ -136,6 +140,12 @@ def _decide(client: "MlflowClient", version: "ModelVersion") -> None:
     # Last: an interrupted one is redone.
     client.set_model_version_tag(MODEL_NAME, version.version, ALIAS, "yes" if found.wins else "no")
     print(f"MLflow: {MODEL_NAME} version {version.version}; champion? {'yes' if found.wins else 'no'}: {found.words}")
+
+
+def _successor(client: "MlflowClient", newest: "ModelVersion") -> "ModelVersion | None":
+    """Return the version that is champion where the one that was has been deleted: the last that won, or the last."""
+    others = [one for one in client.search_model_versions(f"name = '{MODEL_NAME}'") if one.version != newest.version]
+    return max(others, key=lambda one: (one.tags.get(ALIAS, "").startswith("yes"), int(one.version)), default=None)
 
 
 def _judge(client: "MlflowClient", champion: "ModelVersion", images: str, right: list[bool]) -> Verdict:
@@ -156,18 +166,26 @@ def _judge(client: "MlflowClient", champion: "ModelVersion", images: str, right:
 
 
 def _images(client: "MlflowClient", version: "ModelVersion") -> str:
-    """Return the MD5 of the validation split of a version: from its run, or from its own tags if it is an old one."""
-    if found := version.tags.get("validation_md5"):
+    """Return the MD5 of the validation split of a version: from its tags, or from its run if it is an old one."""
+    if found := version.tags.get(f"{KEY}validation", version.tags.get("validation_md5")):
         return str(found)
     read = client.get_run(str(version.run_id)).inputs
     return next((one.dataset.digest for one in read.dataset_inputs if pages.is_validation(one)), "") if read else ""
 
 
 def _correct(client: "MlflowClient", version: "ModelVersion") -> list[bool]:
-    """Return whether this version is right about each validation image, from the table in its run."""
+    """Return whether this version is right about each validation image, from the table in its run or its own."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
     assert version.run_id  # `register` sets it
     with tempfile.TemporaryDirectory() as folder:
-        return _right(Path(client.download_artifacts(version.run_id, str(paths.VALIDATION_TABLE), folder)).read_bytes())
+        try:
+            table = client.download_artifacts(version.run_id, str(paths.VALIDATION_TABLE), folder)
+        except (MlflowException, OSError):  # the run has been deleted for good
+            address = f"models:/{MODEL_NAME}/{version.version}/{paths.VALIDATION_TABLE.name}"
+            table = download_artifacts(artifact_uri=address, dst_path=folder)
+        return _right(Path(table).read_bytes())
 
 
 def _right(table: bytes) -> list[bool]:

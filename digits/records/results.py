@@ -10,7 +10,6 @@ import json
 import os
 import re
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
@@ -19,7 +18,7 @@ from typing import Any
 
 from digits import paths, pipeline
 from digits.errors import UserError, reason
-from digits.files import flatten, is_intact, md5, parse_table
+from digits.files import digest, flatten, is_intact, md5, parse_table
 from digits.learning.models import Description, described
 from digits.params.reading import choose
 from digits.records import lineage, names, runs, store
@@ -50,7 +49,8 @@ class Result:
     `patch` is how its code differs from `commit`, for `git apply`. `code` and `outputs` are MD5s by path; `params` are
     text, without those of other networks than the one that was used; `metrics` are named as in the JSON files, with the
     prefix of their stage. `read` returns the content of a small output (in metrics/ or plots/), or raises
-    FileNotFoundError. `seconds` are those of training, which only MLflow knows.
+    FileNotFoundError. `seconds` are those of training, which only MLflow knows; `unrecorded` says which uncommitted
+    changes are not in `patch`, a line each.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Result:
     metrics: dict[str, float]
     read: Callable[[str], bytes]
     seconds: float | None = None
+    unrecorded: tuple[str, ...] = ()
 
     @property
     def data(self) -> dict[str, str]:
@@ -75,7 +76,8 @@ class Result:
         try:
             rows = parse_table(self.read(table))
         except FileNotFoundError:
-            raise UserError(f"{self.name}: has no {table}; `dvc repro` writes it") from None
+            advice = "; `dvc repro` writes it" if self.name == WORKSPACE else ""
+            raise UserError(f"{self.name}: has no {table}{advice}") from None
         if not rows or images not in self.outputs:
             raise UserError(f"{self.name}: has no predictions in {table}, or is not a finished result")
         return Answers([row["actual"] for row in rows], [row["predicted"] for row in rows], self.outputs[images])
@@ -95,12 +97,19 @@ def load(name: str) -> Result:
         if result := from_run(name):
             return result
         raise UserError(f"{name}: MLflow has no run of this id (see MLFLOW_TRACKING_URI)")
-    revision = lineage.git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}") or b""
-    if commit := experiments(name).get(name) or revision.decode().strip():
+    if commit := experiments(name).get(name) or _commit_of(name):
         return _from_commit(commit)
     raise UserError(
         f"{name}: no MLflow run, DVC experiment, git revision or model file of this name, nor `{WORKSPACE}`"
     )
+
+
+def _commit_of(revision: str) -> str | None:
+    """Return the commit that git knows by a name such as `main~2`, `v1` or `:/words of its message`."""
+    found = (lineage.git("rev-parse", "--verify", "--quiet", "--end-of-options", revision) or b"").decode().strip()
+    if not re.fullmatch(r"[0-9a-f]{40,64}", found):  # ^HEAD excludes a commit
+        return None
+    return (lineage.git("rev-parse", "--verify", "--quiet", f"{found}^{{commit}}") or b"").decode().strip() or None
 
 
 def experiments(pattern: str) -> dict[str, str]:
@@ -127,6 +136,8 @@ def from_lock(name: str, commit: str | None, read: Callable[[str], bytes]) -> Re
         stages = pipeline.lock(read("dvc.lock").decode())
     except OSError:
         raise UserError(f"{name}: has no dvc.lock, so no result") from None
+    except (UserError, UnicodeDecodeError):
+        raise UserError(f"{name}: has a malformed dvc.lock, so no result") from None
     outputs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
     code: dict[str, str] = {}
     knobs: dict[str, Any] = {}
@@ -196,7 +207,8 @@ def from_run(run_id: str) -> Result | None:
     with contextlib.suppress(FileNotFoundError):
         figures = _figures(outputs, read) or metrics
     params = names.used(found.data.params)
-    return Result(name, commit, patch, code, params, environment, outputs, figures, read, seconds)
+    unrecorded = (*record.get("left_out", ()), *([f"unknown: {record['unknown']}"] if record.get("unknown") else []))
+    return Result(name, commit, patch, code, params, environment, outputs, figures, read, seconds, unrecorded)
 
 
 def _artifact(run_id: str, file: str) -> bytes:
@@ -264,11 +276,9 @@ def describe(path: Path) -> Description:
             entries = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
             said, checksum = json.loads(entries["model"]), entries["md5"]
         elif path.suffix == ".pt2":
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip():
-                    raise ValueError("its content does not match its checksum")
-                (name,) = (name for name in archive.namelist() if name.endswith("extra/model.json"))
-                return described(json.loads(archive.read(name)))
+            from digits.learning.exporting import read_pt2  # only now: torch and onnx take seconds
+
+            return read_pt2(path.read_bytes())
         else:
             raise ValueError(f"known are {', '.join(MODELS)}")
         if not is_intact(path.read_bytes(), checksum):
@@ -278,6 +288,28 @@ def describe(path: Path) -> Description:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # each of the three libraries has exceptions of its own for a broken file
         raise UserError(f"{path}: not a model of this project, or damaged ({reason(error)})") from None
+
+
+def contradictions(said: Description, stages: dict[str, Any]) -> list[str]:
+    """Return what a model says of its training that a dvc.lock, by its stages, says otherwise, a line each.
+
+    They differ if params or code were edited between the training and the moment when DVC recorded it.
+    """
+    entry = stages.get("train", {})
+    locked = flatten(choose(entry.get("params", {}).get("params.yaml", {})))
+    own = {
+        f"model.{key}" if f"model.{key}" in locked else f"model.{said.name}.{key}": one
+        for key, one in said.knobs.items()
+    }
+    trained = {"model.name": said.name, **own, **flatten(said.training)}
+    if locked.get("runtime.precision") == "auto":
+        trained.pop("runtime.precision", None)
+    deps = {dep["path"]: dep["md5"] for dep in entry.get("deps", [])}
+    code = digest({path: checksum for path, checksum in deps.items() if pipeline.is_code(path)})
+    pairs = [(key, value, locked[key]) for key, value in trained.items() if key in locked]
+    pairs += [(path, checksum, deps[path]) for path, checksum in said.data.items() if path in deps]
+    pairs += [("code", said.code, code)] if deps else []
+    return [f"{key}: {short(one)}, but {short(other)} in dvc.lock" for key, one, other in pairs if one != other]
 
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

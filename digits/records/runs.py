@@ -16,6 +16,7 @@ No failure here ever stops a stage: it costs seconds and one line.
 import getpass
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,7 @@ import psutil
 import torch
 
 from digits import paths, pipeline
+from digits.errors import public
 from digits.files import digest, flatten, md5, read_json
 from digits.learning import curve, distributed, runtime
 from digits.learning.curve import Epoch
@@ -116,7 +118,7 @@ def create(
     """
     from mlflow.entities import Param
 
-    experiment_name, commit, patch = os.environ.get("DVC_EXP_NAME"), lineage.commit(), lineage.uncommitted()
+    experiment_name, commit, changes = os.environ.get("DVC_EXP_NAME"), lineage.commit(), lineage.uncommitted()
     code = pipeline.code(*pipeline.stages())
     environment = runtime.environment(device, runtime.precision_of(p.runtime, device))
     environment["processes"] = str(distributed.size())
@@ -128,16 +130,20 @@ def create(
     if experiment_name:
         tags["dvc_experiment"] = experiment_name
     if commit:
-        tags |= {"git_commit": commit, "mlflow.source.git.commit": commit, "git_dirty": str(bool(patch)).lower()}
+        tags |= {"git_commit": commit, "mlflow.source.git.commit": commit}
+    tags["git_dirty"] = changes.summary()
     created = client.create_run(experiment, tags=tags, run_name=name or experiment_name or (commit and commit[:7]))
     run_id = str(created.info.run_id)
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in names.used(p.flat()).items()])
     client.log_inputs(run_id, pages.datasets(p.data.name, SPLITS["train"]))
-    client.log_dict(run_id, {"commit": commit, "code": code, "environment": environment}, RECORD)
-    if patch:
+    missing = {"left_out": changes.left_out, "unknown": changes.unknown}
+    client.log_dict(run_id, {"commit": commit, **missing, "code": code, "environment": environment}, RECORD)
+    for line in (*changes.left_out, *([f"unknown: {changes.unknown}"] if changes.unknown else [])):
+        print(f"MLflow: not recorded of the uncommitted changes: {line}", file=sys.stderr)
+    if changes.patch:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, Path(PATCH).name)
-            file.write_bytes(patch)  # not as text: it contains files as they are, in any encoding
+            file.write_bytes(changes.patch)  # not as text: it contains files as they are, in any encoding
             client.log_artifact(run_id, str(file), Path(PATCH).parent.as_posix())
     return run_id
 
@@ -260,6 +266,10 @@ def _log_stage(client: "MlflowClient", run_id: str, stage: str, p: Params) -> st
     if stage == "evaluate":
         return registry.verdict(client)
     if stage == "export":
+        if not store.offers_models(client, client.get_run(run_id).info.experiment_id):
+            lacking = "has no models of MLflow 3: the run is complete, but no version of a model is registered"
+            print(f"MLflow at {public(store.uri())}: the server {lacking}", file=sys.stderr)
+            return ""
         with store.lock("registry"):  # of two processes that register at once, the second sees what the first did
             return registry.register(client, run_id)
     return ""

@@ -32,6 +32,7 @@ def save_model(path: str, mlflow_model: "Model", **about: Any) -> None:
     mlflow.pytorch.save_model(path=path, mlflow_model=mlflow_model, **about)
     folder = Path(path)
     shutil.copy(paths.ONNX, folder / EXPORTED)
+    shutil.copy(paths.VALIDATION_TABLE, folder)  # by which it is judged, also when its run has been deleted
     (folder / "code").mkdir(exist_ok=True)
     shutil.copy(LOADER, folder / "code")
     environment = mlflow_model.flavors.pop(mlflow.pyfunc.FLAVOR_NAME)["env"]

@@ -6,16 +6,20 @@ copy (`--temp`, `--queue`); MLFLOW_TRACKING_URI names another place, or is `off`
 
 import logging
 import os
+import sqlite3
 import sys
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from digits import pipeline
-from digits.errors import UserError, reason
+from digits.errors import UserError, public, reason
 from digits.files import atomic
 from digits.records import pages
 
@@ -30,6 +34,7 @@ ENVIRONMENT = {  # set before mlflow is imported, unless the user has set them
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # by default a dead server blocks every call for four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds
+    "PGCONNECT_TIMEOUT": "5",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for every few small files
 }
 
@@ -55,7 +60,10 @@ def is_remote() -> bool:
 
 
 def _own_uri() -> str:
-    return f"sqlite:///{_database().as_posix()}"
+    database = _database()
+    if "%" in str(database):  # which means something else to the library by which MLflow makes its database
+        database = Path(os.path.relpath(database))
+    return f"sqlite:///{database.as_posix()}"
 
 
 def _database() -> Path:
@@ -83,7 +91,16 @@ def access() -> Iterator[None]:
 
 
 def _explained(error: Exception) -> str:
-    return f"MLflow at {uri()} cannot be used: {reason(error)}"
+    return f"MLflow at {public(uri())}{_through()} cannot be used: {reason(error)}"
+
+
+def _through() -> str:
+    """Name the proxy through which a tracking server is asked, if there is one."""
+    address = urlsplit(uri())
+    proxy = urllib.request.getproxies().get(address.scheme) if is_remote() else None
+    if not proxy or urllib.request.proxy_bypass(address.hostname or ""):
+        return ""
+    return f" (through the proxy {public(proxy)}; NO_PROXY names hosts that are asked without one)"
 
 
 def lock(name: str) -> FileLock:
@@ -94,17 +111,21 @@ def lock(name: str) -> FileLock:
 
 
 def connect() -> tuple["MlflowClient", str]:
-    """Return a client and the id of the experiment, both created if need be."""
+    """Return a client and the id of the experiment, both created or restored if need be."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow
 
     for name in ("mlflow", "alembic", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they report, they also raise
     mlflow.set_tracking_uri(uri())
+    _reach(uri())
     with lock("mlflow"):  # two processes that create the database at once would both fail
-        if uri() == _own_uri() and not _database().exists():
-            _create(_database())
+        if uri() == _own_uri():
+            if _database().exists():
+                _rehome(_database())
+            else:
+                _create(_database())
         client = mlflow.MlflowClient()
         if not (experiment := client.get_experiment_by_name(EXPERIMENT)):
             artifacts = (pipeline.home() / "mlartifacts").as_uri() if uri() == _own_uri() else None  # or the server's
@@ -113,7 +134,59 @@ def connect() -> tuple["MlflowClient", str]:
             except mlflow.MlflowException:  # the lock is this machine's only: another one may have been faster
                 if not (experiment := client.get_experiment_by_name(EXPERIMENT)):
                     raise
+        if experiment.lifecycle_stage == "deleted":  # its name cannot be used again
+            client.restore_experiment(experiment.experiment_id)
+            print(f"MLflow: the experiment {EXPERIMENT} had been deleted; restored, to log to it", file=sys.stderr)
         return client, experiment.experiment_id
+
+
+@cache
+def _reach(address: str) -> None:
+    """Raise what the database's driver raises if its server does not answer; MLflow would try for three minutes."""
+    if is_remote() or urlsplit(address).scheme in ("", "file", "sqlite"):
+        return
+    from sqlalchemy import create_engine
+
+    engine = create_engine(address)
+    engine.connect().close()
+    engine.dispose()
+
+
+@cache
+def _rehome(database: Path) -> None:
+    """Have what was logged before the repository was moved or copied found beside the database, not where it was.
+
+    MLflow stores absolute addresses.
+    """
+    here = (pipeline.home() / "mlartifacts").as_uri()
+    places = (
+        ("experiments", "artifact_location"),
+        ("runs", "artifact_uri"),
+        ("logged_models", "artifact_location"),
+        ("model_versions", "source"),
+        ("model_versions", "storage_location"),
+    )
+    with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
+        query = "SELECT artifact_location FROM experiments WHERE name = ?"
+        found = connection.execute(query, (EXPERIMENT,)).fetchone()
+        there = found[0] if found else here
+        if there != here and there.startswith("file:") and there.endswith("/mlartifacts"):
+            for table, column in places:
+                moved = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE instr({column}, ?) = 1"
+                connection.execute(moved, (here, len(there) + 1, there))
+
+
+def offers_models(client: "MlflowClient", experiment: str) -> bool:
+    """Say whether the tracking server has models of their own, as MLflow 3 logs them; older ones have none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.search_logged_models([experiment], max_results=1)
+    except MlflowException as error:
+        if error.error_code == "ENDPOINT_NOT_FOUND" or "404" in str(error):
+            return False
+        raise
+    return True
 
 
 def _create(database: Path) -> None:

@@ -10,9 +10,10 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from digits import pipeline
+from digits import paths, pipeline
 from digits.errors import UserError
 from digits.files import md5, write_bytes
+from digits.records import results
 from digits.records.lineage import git
 
 LOCK, RUNNING = Path("dvc.lock"), Path(".dvc/tmp/rwlock")
@@ -41,8 +42,19 @@ def repair(parser: ArgumentParser, words: list[str]) -> None:
         print(f"{RUNNING}: truncated when DVC was killed; removed", file=sys.stderr)
 
 
+def _told() -> list[str]:
+    """Return a line for each thing that a model file says of its training and dvc.lock says otherwise."""
+    said = results.describe(paths.MODEL)
+    advice = "; `dvc repro --force train` makes it anew"
+    faults = [f"{paths.MODEL}: trained with {line}{advice}" for line in results.contradictions(said, pipeline.lock())]
+    others = (path for path in (paths.ONNX, paths.PT2) if path.exists() and results.describe(path) != said)
+    advice = "; `dvc repro --force export` makes it anew"
+    return [*faults, *(f"{path}: says that it is another model than {paths.MODEL}{advice}" for path in others)]
+
+
 def verify(parser: ArgumentParser, words: list[str]) -> None:
-    """Compare every output in this folder, and its copy in DVC's cache, with the MD5 in dvc.lock, byte by byte.
+    """Compare every output in this folder, and its copy in DVC's cache, with the MD5 in dvc.lock, byte by byte; then
+    what the models say of their training with what dvc.lock says of it.
 
     Exits with code 1, and a line for each file that differs.
     """
@@ -62,6 +74,8 @@ def verify(parser: ArgumentParser, words: list[str]) -> None:
                 faults.append(f"{path}: damaged or edited; delete it, then `dvc repro` brings it")
             if copy.exists() and md5(copy) != out["md5"]:
                 faults.append(f"{copy}: damaged, DVC's copy of {path}; delete it first")
+    if not faults and paths.MODEL.exists():
+        faults = _told()
     if faults:
         raise UserError("\n".join(faults))
     print(f"all {count} outputs are as dvc.lock says, and so are their copies in DVC's cache")

@@ -32,11 +32,16 @@ def of(parser: ArgumentParser, words: list[str]) -> None:
     print("\nmade by")
     for commit in commits:
         print(f"  {results.name_of(commit)}")
+        lock = pipeline.lock((lineage.git("show", f"{commit}:./dvc.lock") or b"").decode())
+        for line in results.contradictions(said, lock):
+            print(f"    dvc.lock of this commit is wrong: the model was trained with {line}")
     for run_id in runs:
         found = results.from_run(run_id)
         commit = f", on commit {found.commit[:7]}" if found and found.commit else ""
         changed = " with uncommitted changes" if found and found.patch else ""
         print(f"  MLflow {found.name if found else run_id}{commit}{changed}")
+        for line in found.unrecorded if found else ():
+            print(f"    not recorded of its uncommitted changes: {line}")
     if not commits and not runs:
         print("  nothing that is known here: no commit, no experiment, no run in MLflow")
 
@@ -52,6 +57,8 @@ def reproduce(parser: ArgumentParser, words: list[str]) -> None:
         raise UserError(f"{result.name}: has no {'results' if result.commit else 'commit'} to start from")
     changes = f" and {len(result.patch.splitlines())} lines of uncommitted changes" if result.patch else ""
     print(f"{result.name}: commit {result.commit[:7]}{changes}; running the whole pipeline in a temporary clone")
+    for line in result.unrecorded:
+        print(f"not recorded of its uncommitted changes, so this may not be the same code: {line}")
     prefix, root = (
         (lineage.git("rev-parse", f"--show-{what}") or b"").decode().strip() for what in ("prefix", "toplevel")
     )

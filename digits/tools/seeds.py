@@ -1,11 +1,12 @@
 """One recipe over several seeds, as experiments in DVC's queue, and what they come to."""
 
 import json
+import re
 import subprocess
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -15,12 +16,13 @@ from tqdm import tqdm
 
 from digits import params
 from digits.datasets import FOLDER
-from digits.errors import UserError
+from digits.errors import UserError, shown
 from digits.files import flatten
 from digits.learning import networks
 from digits.records import lineage, results
 
 PATIENCE, RETRIES = 3, 2  # looks at a queue without a worker before it is started again, and how often that is done
+OLD = "replaced-"  # prefix of an experiment until another one of its name is complete
 INTERVAL = 3  # seconds between two looks; each costs more than one of CPU
 DONE = {"Success", "Failed"}  # final states of a task in `dvc queue status`
 
@@ -42,16 +44,39 @@ def tasks() -> tuple[dict[str, tuple[str, str]], bool]:
     return {words[0]: (words[1], words[-1]) for words in rows}, "0 active, 0 idle" not in status
 
 
+def listed() -> set[str]:
+    """Return the names of the experiments on this commit."""
+    return set(dvc("exp", "list", "--name-only").split())
+
+
 def put(names: dict[str, int], settings: list[str], jobs: int) -> None:
-    """Put an experiment of each name and seed into the queue, and start workers."""
-    # Not `exp run --force`: that would also run every stage, and download the data for each seed.
-    if there := names.keys() & set(dvc("exp", "list", "--name-only").split()):
-        dvc("exp", "remove", *sorted(there))
-    for name, seed in names.items():
-        dvc("exp", "run", "--queue", "--name", name, *settings, "--set-param", f"seed={seed}", "evaluate")
+    """Put an experiment of each name and seed into the queue, and start workers.
+
+    Not `exp run --force`: that would also run every stage, and download the data for each seed. What has the name
+    already is kept under another one, see `settle`.
+    """
+    there = listed()
+    for name in sorted(names.keys() & there):
+        if OLD + name in there:  # of a call that was killed: the one of this name has replaced it
+            dvc("exp", "remove", OLD + name)
+        dvc("exp", "rename", name, OLD + name)
+    try:
+        for name, seed in names.items():
+            dvc("exp", "run", "--queue", "--name", name, *settings, "--set-param", f"seed={seed}", "evaluate")
+    except UserError:
+        settle(names)
+        raise
     # Its workers live on, and would keep a pipe of ours open.
     command = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)]
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+
+
+def settle(names: Iterable[str]) -> None:
+    """Remove the experiments that others of their name have replaced, and give the rest their names back."""
+    there = listed()
+    for name in names:
+        if OLD + name in there:
+            dvc("exp", "remove", OLD + name) if name in there else dvc("exp", "rename", OLD + name, name)
 
 
 def forget(identifiers: set[str]) -> None:
@@ -91,6 +116,7 @@ def queue(names: list[str], changes: list[str], jobs: int) -> Iterator[str]:
             put(lost, settings, jobs)
             idle, retries = 0, retries - 1
         time.sleep(INTERVAL if waiting else 0)
+    settle(names)
     if failed:
         raise UserError(f"{', '.join(failed)}: failed; `dvc queue logs {failed[0]}` says why")
 
@@ -111,6 +137,11 @@ def run(name: str, count: int, changes: list[str], jobs: int, report: Any = None
                 print(f"{one}: {', '.join(shares)}", file=report or sys.stdout)
             bar.update()
     return [found[one] for one in names]
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"\w[\w-]{0,99}", name):  # a git reference, and a pattern of compare
+        raise UserError(f"{shown(name)}: must be a name of letters, digits, _ and -, of up to 100 characters")
 
 
 @dataclass(frozen=True)
@@ -164,8 +195,9 @@ def markdown(rows: list[Summary]) -> str:
 def main(parser: ArgumentParser, words: list[str]) -> None:
     """Run one recipe over several seeds, and print the mean and spread of its accuracy.
 
-    Each seed is a DVC experiment, NAME-seed-0 and so on, up to the evaluate stage; one of that name is replaced. What
-    DVC's run cache knows is not trained again, so that a second call takes seconds. Compare two recipes by
+    Each seed is a DVC experiment, NAME-seed-0 and so on, up to the evaluate stage. One of that name is replaced once
+    its successor is complete, and called replaced-NAME-seed-0 until then. What DVC's run cache knows is not trained
+    again, so that a second call takes seconds. Compare two recipes by
     `python -m digits compare 'NAME-seed-*' 'OTHER-seed-*'`.
     """
     parser.add_argument("name", help="the experiments are called NAME-seed-0, NAME-seed-1, …")
@@ -175,9 +207,13 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
     arguments = parser.parse_args(words)
-    if min(arguments.count, arguments.jobs) < 1:
-        raise UserError("--count, --jobs: must be 1 or more")
-    p = params.load(networks.check, params.assigned(arguments.set_param))  # reports a fault before anything is queued
+    if not 1 <= arguments.count <= 1000 or not 1 <= arguments.jobs <= 1000:
+        raise UserError("--count, --jobs: must be 1 to 1000")
+    changes = params.assigned(arguments.set_param)
+    if "seed" in changes:
+        raise UserError("-S seed: is set for each of them, from 0 on; --count says how many")
+    _check_name(arguments.name)
+    p = params.load(networks.check, changes)  # reports a fault before anything is queued
     if p.data.name == FOLDER and not reaches_a_copy(Path(p.data.folder)):
         where = "not in git or DVC, so the copies in which the queue runs do not have it"
         raise UserError(f"params.yaml: data.folder: {p.data.folder}: {where}; give an absolute path")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shlex
 import warnings
 from argparse import ArgumentParser
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
 from digits import params, paths
-from digits.errors import UserError, reason
+from digits.errors import UserError, reason, shown
 from digits.files import flatten, md5, write_text
 from digits.images import splits
 from digits.learning import networks, runtime, streams, training
@@ -46,10 +47,16 @@ class Range(Section):
         return self.low <= value <= self.high
 
 
+def _name(study: str) -> str:
+    if not re.fullmatch(r"\w[\w.=+-]{0,99}", study):  # it names a folder, and is looked up in MLflow
+        raise ValueError("must be a name of letters, digits and _.=+-, of up to 100 characters")
+    return study
+
+
 class Search(Section):
     """The content of search.yaml; in `space`, by knob, a list of choices or a `Range`."""
 
-    study: Annotated[str, Field(min_length=1)]
+    study: Annotated[str, AfterValidator(_name)]
     trials: Count
     seed: Seed
     settings: dict[str, Any]
@@ -87,6 +94,11 @@ def load(study: str | None, settings: dict[str, Any]) -> Search:
         ]
     if faults:
         raise UserError("\n".join(faults))
+    if study is not None:
+        try:
+            _name(study)
+        except ValueError as error:
+            raise UserError(f"--study: {error}, not {shown(study)}") from None
     more = {"study": study or search.study, "settings": search.settings | settings}
     return search.model_copy(update={"space": space, **more})
 

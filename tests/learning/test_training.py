@@ -326,6 +326,16 @@ def test_training_that_diverges_ends_with_the_knob_to_turn(change: Change) -> No
         fit(change, learning_rate=1e30)
 
 
+def test_training_that_ends_in_one_answer_for_all_has_diverged(change: Change) -> None:
+    nothing = splits.Split(torch.zeros_like(LEARNED.images), LEARNED.labels, LEARNED.classes)
+    held_out = splits.Split(torch.zeros_like(HELD_OUT.images), HELD_OUT.labels, HELD_OUT.classes)
+    p = change(RECIPE | {"train.weight_decay": 1.0, "train.learning_rate": 0.5})
+    with pytest.raises(
+        UserError, match=r"^params\.yaml: train\.weight_decay: .* accuracy 3\d\.\d\d%\); try less than 1$"
+    ):
+        list(training.Training(small(), nothing, held_out, p, CPU).epochs())
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_weight_decay_shrinks_matrices_and_leaves_vectors_free(change: Change, optimizer: str) -> None:
     p = change(RECIPE | {"train.weight_decay": 0.5, "train.optimizer": optimizer})

@@ -263,9 +263,7 @@ def test_contradictions_and_wrong_knobs_of_networks_are_reported_together(change
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("1e-3", 0.001), ("5E+2", 500.0), ("1.e-2", 0.01), (".5", 0.5), ("3", 3.0)]
-)
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("5E+1", 50.0), ("1.e-2", 0.01), (".5", 0.5), ("3", 3.0)])
 def test_number_with_an_exponent_is_read_as_a_number(tmp_path: Path, text: str, value: float) -> None:
     changed = re.sub(r"learning_rate: \S+", f"learning_rate: {text}", TEXT)
     assert load_text(changed, tmp_path).train.learning_rate == value
@@ -308,7 +306,7 @@ def test_file_that_cannot_be_read_as_sections_is_rejected_in_one_line(
 
 def test_missing_file_is_rejected_with_where_to_run_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^params\.yaml: cannot be read here .*run from the repository's root"):
+    with pytest.raises(UserError, match=r"^params\.yaml: not found here; run this from the repository's root"):
         params.load(networks.check)
 
 
@@ -338,21 +336,96 @@ def test_changes_replace_what_the_file_says() -> None:
         params.load(networks.check, {"train.epochs": "abc"}, path)
 
 
-def test_settings_of_a_command_line_are_read_as_yaml() -> None:
-    settings = [
-        "train.learning_rate=1e-3",
-        "recipe=quick",
-        "model.cnn.channels=[8, 16]",
-        "a=true",
-        "data.folder=on",
-    ]
-    assert params.assigned(settings) == {
-        "train.learning_rate": 0.001,
-        "recipe": "quick",
-        "model.cnn.channels": [8, 16],
-        "a": True,
-        "data.folder": "on",  # true in YAML 1.1
-    }
-    for wrong in ("train.epochs", "a=[1"):
-        with pytest.raises(UserError, match=rf"^-S {re.escape(wrong)}: "):
-            params.assigned([wrong])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("train.learning_rate=1e-3", 0.001),
+        ("recipe=quick", "quick"),
+        ("model.cnn.channels.default=[8, 16]", [8, 16]),
+        ("model.mlp.hidden=[8]", [8]),
+        ("data.ink=true", True),
+        ("data.folder=on", "on"),
+        ("data.folder=010", "010"),
+        ("data.folder=1:30", "1:30"),
+        ("seed=1_000", 1000),
+        ("train.warmup=+.2", 0.2),
+        ("data.folder=a b", "a b"),
+    ],
+)
+def test_settings_of_a_command_line_have_the_values_that_dvc_gives_them(
+    change: Change, setting: str, value: object
+) -> None:
+    change({})
+    Path("params.yaml").write_text(TEXT, encoding="utf-8")
+    assert params.assigned([setting]) == {setting.partition("=")[0]: value}
+    assert Path("params.yaml").read_text(encoding="utf-8") == TEXT
+
+
+@pytest.mark.parametrize(
+    ("setting", "fault"),
+    [
+        ("train.epochs", "-S train.epochs: must be KEY=VALUE"),
+        ("~train.epochs=", "-S ~train.epochs=: must be KEY=VALUE"),
+        ("+train.new=3", "-S +train.new=3: must be KEY=VALUE"),
+        ("seed=[1", "-S seed=[1: not a value that DVC takes"),
+        ("train.epochs=1,2", "-S train.epochs=1,2: not a value that DVC takes; give one recipe's: "
+         "-S train.epochs.default=1,2"),
+        ("model.cnn.channels=[8,16]", "-S model.cnn.channels=[8,16]: not a value that DVC takes; give one recipe's: "
+         "-S model.cnn.channels.default=[8,16]"),
+        ("train.epoch=3", "params.yaml: train.epoch: no knob of that name"),
+        ("seed.x=3", "params.yaml: seed.x: no knob of that name"),
+    ],
+)  # fmt: skip
+def test_setting_that_dvc_refuses_is_one_line(change: Change, setting: str, fault: str) -> None:
+    change({})
+    Path("params.yaml").write_text(TEXT, encoding="utf-8")
+    with pytest.raises(UserError, match=f"^{re.escape(fault)}$"):
+        params.assigned([setting])
+
+
+DIALECT = ["010", "1:30", "yes", "off", "+.2", "0o17", "0b11", "1e3", "~", "2001-01-01", "!!int '3'", ".inf", "<<: 1"]
+
+
+@pytest.mark.parametrize("text", DIALECT)
+def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path, text: str) -> None:
+    from dvc.utils.serialize import load_yaml
+
+    path = tmp_path / "params.yaml"
+    path.write_text(f"a: {text}\n")
+    try:
+        expected = load_yaml(path)
+    except Exception:
+        with pytest.raises(ValueError, match=r"\S"):
+            parse(path.read_text())
+    else:
+        assert repr(parse(path.read_text())) == repr(expected)
+
+
+MISTAKES = {
+    "recipe: default": ["recipe: [quick]", "recipe: fast", "recipe: {quick: 1}", "recipe: !!bool abc", "recipe: 1",
+                        "recipe:"],
+    "seed: 0": ["seed: 0\nseed: 1", f"seed: {'9' * 5000}", f"seed: {'[' * 500}", f"seed: {'[' * 500}{']' * 500}",
+                "seed: &a [*a]", "seed: 010.5", "seed: 1:30", "seed: yes", "seed: 2001-02-30"],
+    "hidden: 128": ["hidden: 1000000"],
+    "threads: 2": ["threads: 1025", "threads: true"],
+    "bins: 15": ["bins: 1000000000"],
+    "timeout: 20": ["timeout: 1e9"],
+    "weight_decay: 0.0005": ["weight_decay: 1e9"],
+    "members: {quick: 1, default: 1, best: 2}": ["members: 65"],
+    "hidden: [128, 64]": ["hidden: [0]"],
+    "sources: [torchvision, pypi]": ["sources: [ftp://x]", f"sources: ['{'x' * 5000}']"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new"), [(old, new) for old, texts in MISTAKES.items() for new in texts])
+def test_a_mistake_is_one_short_line(tmp_path: Path, old: str, new: str) -> None:
+    assert old in TEXT
+    with pytest.raises(UserError) as raised:
+        load_text(TEXT.replace(old, new, 1), tmp_path)
+    assert re.fullmatch(r"\S*params\.yaml: [^\n]{1,250}", str(raised.value)), raised.value
+
+
+def test_aliases_that_multiply_are_rejected_at_once(tmp_path: Path) -> None:
+    levels = "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]\n" for n in range(1, 10))
+    with pytest.raises(UserError, match=r"params\.yaml: not valid YAML: too many values$"):
+        load_text(f"{TEXT}\nx0: &x0 [1]\n{levels}", tmp_path)

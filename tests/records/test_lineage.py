@@ -1,3 +1,4 @@
+import os
 import subprocess
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def test_clean_folder_differs_by_nothing_though_results_have_changed(repository:
     (repository / "dvc.lock").write_text("y\n")
     (repository / "metrics").mkdir()
     (repository / "metrics/new.json").write_text("{}")
-    assert lineage.uncommitted() == b""
+    found = lineage.uncommitted()
+    assert (found, found.summary()) == (lineage.Changes(), "false")
 
 
 def test_uncommitted_changes_turn_the_commit_into_the_same_folder(repository: Path, clone: Path) -> None:
@@ -50,27 +52,132 @@ def test_uncommitted_changes_turn_the_commit_into_the_same_folder(repository: Pa
     git("add", "digits/code.py")
     (repository / "digits/code.py").write_text("3\n")
     index = (repository / ".git/index").read_bytes()
-    patch = lineage.uncommitted()
+    found = lineage.uncommitted()
     assert (repository / ".git/index").read_bytes() == index
-    assert b"password" not in patch
-    subprocess.run(["git", "apply", "-"], cwd=clone, input=patch, check=True)
+    assert b"password" not in found.patch
+    subprocess.run(["git", "apply", "-"], cwd=clone, input=found.patch, check=True)
     assert (clone / "digits/code.py").read_text() == "3\n"
     assert (clone / "digits/new code.py").read_text(encoding="utf-8") == "ümlaut = 3\n"
     assert not (clone / "params.yaml").exists()
+    assert found.summary() == "true"
 
 
 def test_changed_picture_is_part_of_the_uncommitted_changes(repository: Path, clone: Path) -> None:
     picture = b"\x89PNG\r\n\0two\xff"
     (repository / "docs/picture.png").write_bytes(picture)
-    subprocess.run(["git", "apply", "-"], cwd=clone, input=lineage.uncommitted(), check=True)
+    subprocess.run(["git", "apply", "-"], cwd=clone, input=lineage.uncommitted().patch, check=True)
     assert (clone / "docs/picture.png").read_bytes() == picture
 
 
-def test_without_git_there_is_no_commit_and_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+CONFIGURED = {
+    "external": {"diff.external": "/bin/false"},
+    "noprefix": {"diff.noprefix": "true"},
+    "mnemonic": {"diff.mnemonicPrefix": "true"},
+    "color": {"color.ui": "always", "color.diff": "always"},
+    "context": {"diff.context": "0"},
+    "renames": {"diff.renames": "copies"},
+    "relative": {"diff.relative": "true"},
+    "textconv": {"diff.shout.textconv": "tr a-z A-Z <"},
+    "whitespace": {"apply.whitespace": "error", "diff.wsErrorHighlight": "all"},
+    "order": {"diff.orderFile": "/nowhere", "core.quotePath": "false"},
+}
+
+
+@pytest.mark.parametrize("settings", CONFIGURED.values(), ids=CONFIGURED)
+def test_no_setting_of_git_changes_the_recorded_difference(
+    settings: dict[str, str], repository: Path, clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in settings.items():
+        git("config", key, value)
+    (repository / ".git/info/attributes").write_text("*.py diff=shout\n")
+    (repository / "digits/code.py").write_text("2 \n\n\n")
+    (repository / "digits/moved.py").write_text("1\n")
+    monkeypatch.setenv("GIT_EXTERNAL_DIFF", "/bin/false")
+    monkeypatch.setenv("GIT_DIFF_OPTS", "-u0")
+    monkeypatch.setenv("GIT_LITERAL_PATHSPECS", "1")
+    found = lineage.uncommitted()
+    assert (found.left_out, found.unknown) == ((), "")
+    subprocess.run(["git", "apply", "-"], cwd=clone, input=found.patch, check=True)
+    assert (clone / "digits/code.py").read_text() == "2 \n\n\n"
+    assert (clone / "digits/moved.py").exists()
+
+
+def test_new_files_with_strange_names_and_thousands_that_no_stage_needs(repository: Path, clone: Path) -> None:
+    for name in (":colon.py", "*.py", "--all.py", "new\nline.py"):
+        (repository / "digits" / name).write_text("1\n")
+    (repository / os.fsdecode(b"digits/caf\xe9.py")).write_text("2\n")
+    (repository / ":colon.py").write_text("not needed\n")
+    (repository / "venv/lib").mkdir(parents=True)
+    for number in range(5_000):
+        (repository / f"venv/lib/{number}.py").touch()
+    found = lineage.uncommitted()
+    assert (found.left_out, found.unknown) == ((), "")
+    subprocess.run(["git", "apply", "-"], cwd=clone, input=found.patch, check=True)
+    assert {os.fsencode(path.name) for path in (clone / "digits").iterdir()} == {
+        b":colon.py", b"*.py", b"--all.py", b"new\nline.py", b"caf\xe9.py", b"code.py",
+    }  # fmt: skip
+    assert not (clone / "venv").exists()
+    assert not (clone / ":colon.py").exists()
+
+
+def test_imported_module_beside_the_library_is_recorded(
+    repository: Path, clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / "my_network_of_this_test.py").write_text("width = 3\n")
+    monkeypatch.syspath_prepend(str(repository))
+    __import__("my_network_of_this_test")
+    subprocess.run(["git", "apply", "-"], cwd=clone, input=lineage.uncommitted().patch, check=True)
+    assert (clone / "my_network_of_this_test.py").exists()
+
+
+SECRETS = {
+    "digits/code.py": 'api_key = "f3a9c0de77"\n',
+    "params.yaml": "sources: [https://user:hunter2hunter2@example.com/x]\n",
+    "docs/notes.txt": "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n",
+    "digits/aws.py": "KEY = 'AKIAABCDEFGHIJKLMNOP'\n",
+    "digits/credentials.py": "x = 1\n",
+    ".env": "A=hunter2\n",
+    ".dvc/config": "password = hunter2\n",
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_file_that_may_hold_a_secret_is_left_out_and_named(name: str, repository: Path) -> None:
+    (repository / name).parent.mkdir(exist_ok=True)
+    (repository / name).write_text("")
+    git("add", "--force", "--", name)
+    git("commit", "--quiet", "--message=empty")
+    (repository / name).write_text(SECRETS[name])
+    (repository / "digits/other.py").write_text("2\n")
+    found = lineage.uncommitted()
+    assert found.left_out == (() if name == ".dvc/config" else (f"{name}: may hold a secret",))
+    assert b"digits/other.py" in found.patch
+    for secret in (b"hunter2", b"f3a9", b"MIIE", b"AKIA"):
+        assert secret not in found.patch
+
+
+def test_difference_is_bounded(repository: Path) -> None:
+    (repository / "docs/picture.png").write_bytes(os.urandom(lineage.LARGEST + 1))
+    (repository / "digits/code.py").write_text("2\n")
+    found = lineage.uncommitted()
+    assert found.left_out == (f"docs/picture.png: {lineage.LARGEST + 1:,} bytes are too many",)
+    assert len(found.patch) < 1000
+    assert found.summary() == "true"
+
+
+def test_broken_repository_is_not_called_clean(repository: Path) -> None:
+    (repository / ".git/index").write_bytes(b"broken")
+    found = lineage.uncommitted()
+    assert found.summary().startswith("unknown: error: bad") or found.summary().startswith("unknown: fatal")
+
+
+def test_without_git_there_is_no_commit_and_the_difference_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert lineage.commit() is None
-    assert lineage.uncommitted() == b""
+    assert lineage.uncommitted().summary().startswith("unknown: fatal: not a git repository")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert lineage.commit() is None
-    assert lineage.uncommitted() == b""
+    assert lineage.uncommitted().summary() == "unknown: git cannot be run (No such file or directory)"

@@ -130,6 +130,36 @@ def test_champion_whose_predictions_are_lost_stays_champion(client: MlflowClient
 
 
 @pytest.mark.usefixtures("model")
+def test_without_its_champion_a_registry_compares_with_the_one_before(client: MlflowClient) -> None:
+    for wrong in (set(range(30)), set(range(20)), set(range(25)), set(range(2))):
+        decide(client, version(client, wrong))
+    assert int(client.get_model_version_by_alias(registry.MODEL_NAME, "champion").version) == 4
+    client.delete_model_version(registry.MODEL_NAME, "4")
+    champion, said = decide(client, version(client, set(range(24))))
+    assert (champion, said.rpartition(" ")[2]) == ("2", "2")  # neither the new one nor 3, which had not won
+    client.delete_registered_model_alias(registry.MODEL_NAME, "champion")
+    assert decide(client, version(client, {1}))[0] == "6"
+
+
+@pytest.mark.usefixtures("model")
+def test_new_champion_of_a_registry_that_was_emptied_says_so(client: MlflowClient) -> None:
+    decide(client, version(client, set()))
+    client.delete_model_version(registry.MODEL_NAME, "1")
+    said = "champion, version 2: the only one, others were deleted"
+    assert decide(client, version(client, {1})) == ("2", said)
+
+
+@pytest.mark.usefixtures("model")
+def test_champion_whose_run_was_deleted_is_still_compared_with(client: MlflowClient) -> None:
+    old = version(client, {1})
+    decide(client, old)
+    client.delete_run(str(old.run_id))
+    champion, said = decide(client, version(client, set(range(20))))
+    assert champion == "1"
+    assert said.endswith("0 of 40 validation images fixed and 18 broken against version 1") or "19 broken" in said
+
+
+@pytest.mark.usefixtures("model")
 def test_predictions_here_are_compared_with_those_of_the_champion(client: MlflowClient) -> None:
     paths.MODEL.parent.mkdir(parents=True, exist_ok=True)
     paths.MODEL.write_bytes(b"weights")
@@ -155,12 +185,14 @@ def test_network_becomes_a_version_once_with_what_it_predicts(client: MlflowClie
         splits.save(test, path)
     predictions = evaluation.predict(network, test, 6, torch.device("cpu"))
     write_json(paths.TEST_METRICS, evaluation.scores(predictions, 10, temperature=0.5).as_json())
+    predictions.write(paths.VALIDATION_TABLE)
 
     run_id = client.create_run(experiment(client)).info.run_id
     registry.register(client, run_id)
     (first,) = client.search_model_versions(f"name = '{model}'")
     assert first.run_id == run_id
-    assert first.tags == {f"{KEY}model": md5(paths.MODEL), "champion": "yes"}
+    hidden = {f"{KEY}model": md5(paths.MODEL), f"{KEY}validation": md5(paths.VALIDATION)}
+    assert first.tags == {**hidden, "champion": "yes"}
     assert (
         client.get_logged_model(str(first.source).removeprefix("models:/")).name == client.get_run(run_id).info.run_name
     )

@@ -95,8 +95,10 @@ def test_answers_are_those_of_the_split_with_the_md5_of_its_images() -> None:
 
 def test_result_without_predictions_has_no_answers() -> None:
     split, table = paths.VALIDATION.as_posix(), paths.VALIDATION_TABLE.as_posix()
-    with pytest.raises(UserError, match=r"^old: has no plots/validation\.csv; `dvc repro` writes it"):
+    with pytest.raises(UserError, match=r"^old: has no plots/validation\.csv$"):
         predicting("old", {split: "1" * 32}, {}).answers("validation")
+    with pytest.raises(UserError, match=r"^workspace: has no plots/validation\.csv; `dvc repro` writes it$"):
+        predicting("workspace", {split: "1" * 32}, {}).answers("validation")
     for outputs, content in (({split: "1" * 32}, b"actual,predicted\n"), ({}, b"actual,predicted\na,a\n")):
         with pytest.raises(UserError, match=r"^new: has no predictions in plots/validation\.csv, or is not a finished"):
             predicting("new", outputs, {table: content}).answers("validation")

@@ -1,8 +1,11 @@
 import contextlib
 import re
+import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,96 @@ def test_whatever_mlflow_raises_is_one_line(
         raise ConnectionError("gone\nfor these reasons")
     with pytest.raises(UserError, match=r"^mine$"), store.access():
         raise UserError("mine")
+
+
+def test_no_password_and_the_proxy_are_in_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@server:5000/?token=hunter2")
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with (
+        pytest.raises(UserError, match=r"^MLflow at http://server:5000/ cannot be used: no postgresql://db/x$"),
+        store.access(),
+    ):
+        raise ConnectionError("no postgresql://me:hunter2@db/x")
+    monkeypatch.setenv("HTTP_PROXY", "http://me:hunter2@proxy:3128")
+    with (
+        pytest.raises(
+            UserError, match=r"^MLflow at http://server:5000/ \(through the proxy http://proxy:3128; NO_PROXY"
+        ),
+        store.access(),
+    ):
+        raise ConnectionError("gone")
+    monkeypatch.setenv("NO_PROXY", "server")
+    with pytest.raises(UserError, match=r"^MLflow at http://server:5000/ cannot"), store.access():
+        raise ConnectionError("gone")
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_database_that_does_not_answer_costs_seconds(silent: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        if not silent:
+            server.close()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:hunter2@127.0.0.1:{port}/x")
+        monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
+        began = time.monotonic()
+        with pytest.raises(UserError) as raised, store.access():
+            store.connect()
+    assert time.monotonic() - began < 20
+    assert str(raised.value).startswith(f"MLflow at postgresql://127.0.0.1:{port}/x cannot be used: ")
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.slow
+def test_deleted_experiment_is_restored(client: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = store.connect()[1]
+    client.delete_experiment(experiment)
+    assert store.connect()[1] == experiment
+    assert client.get_experiment(experiment).lifecycle_stage == "active"
+    assert capsys.readouterr().err == "MLflow: the experiment mnist had been deleted; restored, to log to it\n"
+
+
+LOOK = """
+import sys
+from pathlib import Path
+from digits.records import store
+client, experiment = store.connect()
+run = sys.argv[1]
+print(Path(client.download_artifacts(run, "note.txt")).read_text())
+client.log_text(run, "two", "more.txt")
+client.log_text(client.create_run(experiment, run_name="new").info.run_id, "three", "note.txt")
+print(client.get_model_version("m", "1").source)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("miniature")
+def test_moved_and_copied_repositories_have_their_own_artifacts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, moved, second = (tmp_path / name for name in ("first", "100 % moved", "second"))
+    first.mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(first))
+    client, experiment = store.connect()
+    run = client.create_run(experiment).info
+    client.log_text(run.run_id, "one", "note.txt")
+    client.create_registered_model("m")
+    client.create_model_version("m", f"{run.artifact_uri}/note.txt", run.run_id)
+    shutil.copytree(first, second)
+    first.rename(moved)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # mlflow sets it for the processes that it starts
+    for folder in (moved, second):
+        monkeypatch.setenv("DVC_ROOT", str(folder))
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        command = [sys.executable, "-c", LOOK, run.run_id]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        artifacts = folder / "mlartifacts"
+        source = f"{artifacts.as_uri()}/{run.run_id}/artifacts/note.txt"
+        assert (done.returncode, done.stdout) == (0, f"one\n{source}\n"), done.stderr
+        assert (artifacts / run.run_id / "artifacts/more.txt").read_text() == "two"
+        assert len(list(artifacts.glob("*/artifacts/note.txt"))) == 2
+    assert not first.exists()
 
 
 @pytest.mark.slow

@@ -209,7 +209,7 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(UserError, match=r"train\.safetensors: not there yet; `dvc repro preprocess` makes it"):
         run()
     tune.SEARCH.unlink()
-    with pytest.raises(UserError, match=r"^search\.yaml: cannot be read here"):
+    with pytest.raises(UserError, match=r"^search\.yaml: not found here"):
         run()
 
 
@@ -286,7 +286,7 @@ def test_trials_are_runs_under_the_run_of_the_study(project: Path, monkeypatch: 
 
     uri = f"sqlite:///{project / 'runs.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(lineage, "uncommitted", bytes)
+    monkeypatch.setattr(lineage, "uncommitted", lineage.Changes)
     study = run("--trials", "3", "-S", "train.learning_rate=1e-6")
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("mnist")

@@ -38,13 +38,13 @@ repro: .venv/complete ## Run the pipeline: only what has changed is rerun
 	@.venv/bin/python -m digits summary
 
 check: .venv/complete lint ## Check style and types, run the fast tests: under 3 minutes on two cores
-	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test: .venv/complete lint ## Check style and types, run every test: under 15 minutes on two cores
-	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 coverage: .venv/complete ## Run every test and list the lines that none reaches
-	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered --cov-fail-under 90
+	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered --cov-fail-under 90
 
 lint: .venv/complete ## Check style and types only
 	.venv/bin/ruff check

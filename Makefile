@@ -5,7 +5,6 @@ UV_VERSION := 0.13.9
 HOST ?= 127.0.0.1
 PORT ?= 5000
 ARTIFACTS ?= mlartifacts
-export DATABASE
 SERVICE := $(if $(filter command% env%,$(origin PORT)),$(PORT),8000)
 # One worker and no job runner: 490 MB, up in 7 s; mlflow's defaults take 1.3 GB and 20 s.
 MLFLOW_SERVER := MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow server --workers 1
@@ -13,7 +12,7 @@ MLFLOW_SERVER := MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTIO
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro check test coverage lint bench plots experiments ui serve demo server wheel lock clean
+.PHONY: help setup repro check test stress coverage lint bench plots experiments ui serve demo server wheel lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -42,6 +41,14 @@ check: .venv/complete lint ## Check style and types, run the fast tests: under 3
 
 test: .venv/complete lint ## Check style and types, run every test: under 15 minutes on two cores
 	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+DAMAGED ?= 10000
+KILLS ?= 100
+
+stress: .venv/complete ## Damage 10,000 files of each kind, kill 100 times, queue 50 experiments: hours; see docs/reliability.md
+	.venv/bin/pytest --numprocesses 2 tests/test_damaged.py tests/images/test_own.py --damaged $(DAMAGED)
+	.venv/bin/pytest tests/pipeline/test_kill.py --kills $(KILLS)
+	.venv/bin/python -m benchmarks.soak
 
 coverage: .venv/complete ## Run every test and list the lines that none reaches
 	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered --cov-fail-under 90
@@ -82,14 +89,21 @@ wheel: .venv/complete ## Build dist/*.whl: recognition, service and page with th
 	.venv/bin/python -m build --wheel
 	.venv/bin/twine check dist/*.whl
 
-# The database goes through the environment, since every user of the machine can read a command line. With ADDRESS, what
-# people type into the browser, mlflow accepts that host name, and changes from pages served under it.
-server: THIS_MACHINE := localhost:*,127.0.0.1:*,
+# All of it goes through the environment, where quotes and $ mean nothing; every user of the machine can read a command
+# line, but not that. With ADDRESS, what people type into the browser, mlflow accepts that host name, and changes from
+# pages served under it.
+server: export SERVER_DATABASE := $(value DATABASE)
+server: export SERVER_HOST := $(value HOST)
+server: export SERVER_PORT := $(value PORT)
+server: export SERVER_ARTIFACTS := $(value ARTIFACTS)
+server: export SERVER_ADDRESS := $(value ADDRESS)
 server: .venv/complete ## Serve a team's runs: make server DATABASE=postgresql://... ARTIFACTS=folder (see docs/servers.md)
-	$(if $(DATABASE),,$(error name the database: make server DATABASE=postgresql://user@host/name ARTIFACTS=folder))
-	@MLFLOW_BACKEND_STORE_URI="$$DATABASE" $(MLFLOW_SERVER) --host $(HOST) --port $(PORT) \
-		--artifacts-destination '$(ARTIFACTS)' $(if $(ADDRESS),--cors-allowed-origins '$(ADDRESS)' \
-		--allowed-hosts '$(THIS_MACHINE)$(lastword $(subst //, ,$(ADDRESS)))')
+	$(if $(value DATABASE),,$(error name the database: make server DATABASE=postgresql://user@host/name ARTIFACTS=folder))
+	@origin=$${SERVER_ADDRESS%/}; \
+	set -- --host "$$SERVER_HOST" --port "$$SERVER_PORT" --artifacts-destination "$$SERVER_ARTIFACTS"; \
+	if [ -n "$$origin" ]; then set -- "$$@" --cors-allowed-origins "$$origin" \
+		--allowed-hosts "localhost:*,127.0.0.1:*,$${origin##*//}"; fi; \
+	MLFLOW_BACKEND_STORE_URI="$$SERVER_DATABASE" $(MLFLOW_SERVER) "$$@"
 
 lock: .venv/bin/uv ## Renew requirements.lock from pyproject.toml, with the newest compatible versions
 	.venv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --upgrade \

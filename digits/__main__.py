@@ -52,6 +52,7 @@ def dispatch(words: list[str]) -> None:
         raise UserError(f"{program}: unknown command {name!r}; known are {', '.join(COMMANDS)}")
     if name in ("predict", "serve"):  # numpy's threads, which they never use, take 0.2 of 0.5 s of CPU to start
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.pop("MPLBACKEND", None)  # figures are files; a notebook hands on a backend that is not installed here
     target, _, example = COMMANDS[name]
     module, function = target.split(":")
     try:

@@ -30,7 +30,8 @@ def shown(value: object, limit: int = 80) -> str:
 
 def public(text: str) -> str:
     """Return text with its addresses less what may be secret in them: user, password and query."""
-    return re.sub(r"(\w://)(?:[^\s/?#]*@)?([^\s?#'\"]*)(?:\?[^\s'\"#]*)?", r"\1\2", text)
+    whole = re.sub(r"(\w://)(?:[^\s/?#]*@)?([^\s?#'\"]*)(?:\?[^\s'\"#]*)?", r"\1\2", text)
+    return re.sub(r"(?<=/)\?[\w.-]+=[^\s'\"#]*", "", whole)  # of a path, as some errors have it
 
 
 def harmless(text: str) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -90,34 +89,46 @@ class Reading:
     """What a stage reads: the MD5s of its `inputs` and its `code`, by path, and its params.
 
     DVC hashes what a stage depends on when the stage has ended, and would give whatever was edited in the meantime as
-    what made the result. Hence `check` at its end.
+    what made the result. Hence it is begun before params.yaml is loaded, and `check` is called at the end. Raises
+    UserError if params.yaml cannot be read.
     """
 
-    def __init__(self, stage: str, knobs: Mapping[str, Any]) -> None:
+    def __init__(self, stage: str) -> None:
         self.code = code(stage)
-        self.inputs = inputs(stage)
-        self._stage, self._knobs = stage, knobs
-        self._folders = {path: _listing(path) for path in self._own()}
+        self.inputs: dict[str, str] = {}
+        self._stage, self._content = stage, read(Section, PATH)
+        self._folder = self._own()
+        self._listing = _listing(self._folder)
 
-    def _own(self) -> list[Path]:
-        """Return what the stage reads that no stage made: a person's own data."""
-        named = [self._knobs[dep[2:-1]] for dep in stages()[self._stage]["deps"] if dep.startswith("${")]
-        return [Path(path) for path in named] if self._knobs["data.name"] == FOLDER else []
+    def prove(self) -> None:
+        """Raise UserError unless the results of earlier stages are sound, see `inputs`."""
+        self.inputs = inputs(self._stage)
 
     def check(self) -> None:
         """Raise UserError with a line for each file and param that is no longer what the stage has read."""
         changed = [file for file, checksum in self.code.items() if _now(ROOT / file) != checksum]
         changed += [file for file, checksum in self.inputs.items() if _now(Path(file)) != checksum]
-        changed += [str(path) for path, listing in self._folders.items() if _listing(path) != listing]
-        sections = tuple(stages()[self._stage].get("params", ()))
-        content = read(Section, PATH)
-        now = flatten(choose(content | {"recipe": self._knobs["recipe"]}) | {"recipe": content.get("recipe")})
-        for key, value in self._knobs.items():
-            if f"{key}.".startswith(tuple(f"{section}." for section in sections)) and now.get(key) != value:
-                changed.append(f"{PATH}: {key}: {shown(value)}, now {shown(now.get(key))}")
+        changed += [str(self._folder)] if _listing(self._folder) != self._listing else []
+        content, recipe = read(Section, PATH), self._content.get("recipe")
+        before, now = (
+            flatten(choose(one | {"recipe": recipe})) | {"recipe": one.get("recipe")}
+            for one in (self._content, content)
+        )
+        sections = tuple(f"{section}." for section in stages()[self._stage].get("params", ()))
+        for key in {**before, **now}:
+            if f"{key}.".startswith(sections) and before.get(key) != now.get(key):
+                changed.append(f"{PATH}: {key}: {shown(before.get(key))}, now {shown(now.get(key))}")
         if changed:
             what = f"{self._stage} had read it: its result is not kept; run `dvc repro` again"
             raise UserError("\n".join(f"{one}: edited after {what}" for one in changed))
+
+    def _own(self) -> Path | None:
+        """Return the folder or file of a person's own data, if the stage reads it."""
+        data = self._content.get("data")
+        reads = any(dep.startswith("${data.folder") for dep in stages()[self._stage]["deps"])
+        return (
+            Path(str(data.get("folder"))) if reads and isinstance(data, dict) and data.get("name") == FOLDER else None
+        )
 
 
 def _now(path: Path) -> str | None:
@@ -127,9 +138,9 @@ def _now(path: Path) -> str | None:
         return None
 
 
-def _listing(path: Path) -> str:
+def _listing(path: Path | None) -> str:
     """Return a digest of the names, sizes and times of the files in a folder, or of one file."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [] if path is None else sorted(path.rglob("*")) if path.is_dir() else [path]
     about = [(str(file), status.st_size, status.st_mtime_ns) for file in files if (status := _status(file))]
     return digest(about)
 

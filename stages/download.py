@@ -15,8 +15,8 @@ from digits.params.data import DataParams
 
 
 def main() -> None:
+    reading = pipeline.Reading("download")
     p = params.load(networks.check)
-    reading = pipeline.Reading("download", p.flat())
     if p.data.name == FOLDER:
         copy(p.data)
     else:

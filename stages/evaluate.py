@@ -24,8 +24,9 @@ from digits.reports.figures import evaluate as figures
 
 
 def main() -> None:
+    reading = pipeline.Reading("evaluate")
     p = params.load(networks.check)
-    reading = pipeline.Reading("evaluate", p.flat())
+    reading.prove()
     device = runtime.prepare(p.runtime)
     network, description = models.load(paths.MODEL)
     batch_size, bins = p.runtime.batch_size, p.evaluate.bins

@@ -23,8 +23,9 @@ from digits.reports import card
 
 
 def main() -> None:
+    reading = pipeline.Reading("export")
     p = params.load(networks.check)
-    reading = pipeline.Reading("export", p.flat())
+    reading.prove()
     device = runtime.prepare(p.runtime, "cpu")  # where everyone can run what is exported
     network, description = models.load(paths.MODEL)
     test, batch_size = splits.load(paths.TEST, in_order=True), p.runtime.batch_size

@@ -80,8 +80,9 @@ def _held_out(
 
 
 def main() -> None:
+    reading = pipeline.Reading("preprocess")
     p = params.load(networks.check)
-    reading = pipeline.Reading("preprocess", p.flat())
+    reading.prove()
     held_out = divide(p)
     files = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
     made = {name: splits.load(path, in_order=True) for name, path in files.items()}

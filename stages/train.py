@@ -20,15 +20,16 @@ from digits.reports.figures import train as figures
 
 
 def main() -> None:
+    reading = pipeline.Reading("train")
     p = params.load(networks.check)
     distributed.launch(p.runtime.processes, "stages.train")
     device = runtime.prepare(p.runtime)
     with distributed.joined(device):
-        train(p, device)
+        train(p, device, reading)
 
 
-def train(p: params.Params, device: torch.device) -> None:
-    reading = pipeline.Reading("train", p.flat())
+def train(p: params.Params, device: torch.device, reading: pipeline.Reading) -> None:
+    reading.prove()
     learned, held_out = splits.load(paths.TRAIN), splits.load(paths.VALIDATION)
     this = training.begin(p, learned, held_out, device)
     if not distributed.is_leader():

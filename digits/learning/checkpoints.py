@@ -76,5 +76,11 @@ class Checkpoint:
         if content[:32] != md5_of(content[32:]).encode():
             print(f"{self.path}: damaged; ignored, training starts over", file=sys.stderr)
             return None
-        state: dict[str, Any] = torch.load(io.BytesIO(content[32:]), "cpu", weights_only=True)
+        try:
+            state = torch.load(io.BytesIO(content[32:]), "cpu", weights_only=True)
+        except Exception:  # whatever a forged archive makes torch raise
+            state = None
+        if not isinstance(state, dict):
+            print(f"{self.path}: not a checkpoint; ignored, training starts over", file=sys.stderr)
+            return None
         return state

@@ -19,14 +19,31 @@ PORTABLE = {
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def _check_threads(wanted: int) -> None:
+    """Raise UserError if the environment keeps OpenMP from starting so many threads.
+
+    With fewer than PyTorch asks for, it waits for ever, or groups sums in another way.
+    """
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    if limit.strip().isdigit() and int(limit) < wanted:
+        raise UserError(
+            f"OMP_THREAD_LIMIT: {limit.strip()} is less than params.yaml: runtime.threads: {wanted}; "
+            "unset it, or set runtime.threads to it, which gives other last bits"
+        )
+    if os.environ.get("OMP_DYNAMIC", "").strip().lower() == "true":
+        raise UserError("OMP_DYNAMIC: true lets the number of threads change, and with it the result; unset it")
+
+
 def prepare(p: RuntimeParams, device: str | None = None) -> torch.device:
     """Turn on deterministic algorithms, fix the thread count, and return the device, the best one for "auto".
 
     `device` overrides that of params.yaml. Sums are grouped by thread, so that results differ in the last bits between
     thread counts: hence a knob, not the number of cores. With `reproducibility: portable`, results are the same bits
     on every x86-64 processor with AVX2; that is for the CPU only ("auto" takes it), and must be called before the
-    process's first tensor operation. Raises UserError if the device is missing, or the processor cannot be portable.
+    process's first tensor operation. Raises UserError if the device is missing, the processor cannot be portable, or
+    OpenMP may not start so many threads.
     """
+    _check_threads(p.threads)
     device = device or p.device
     if p.reproducibility == "portable":
         device = _portable(device)

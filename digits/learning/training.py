@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from digits import paths
-from digits.errors import UserError
+from digits.errors import UserError, reason
 from digits.files import digest, read_as
 from digits.images.batches import augment, batches, to_float
 from digits.images.splits import Split, Statistics
@@ -118,8 +118,12 @@ class Training:
 
     def _restore(self, state: dict[str, Any] | None) -> None:
         if state := distributed.agree(state):
-            for name, part in self._parts.items():
-                part.load_state_dict(state[name])
+            try:
+                for name, part in self._parts.items():
+                    part.load_state_dict(state[name])
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                where = f"{checkpoints.folder()}: has a forged checkpoint of this training"
+                raise UserError(f"{where} ({reason(error, 80)}); delete it") from None
             if distributed.is_leader():
                 tqdm.write(f"resumed after step {self._done} of {self._steps}")
 

@@ -14,6 +14,8 @@ FORMATS = ("idx", "images", "csv", "npz", "parquet", "mat")  # those of images/r
 def _source(name: str) -> str:
     if not re.fullmatch(r"torchvision|pypi|https?://\S+", name):
         raise ValueError("must be torchvision, pypi or a URL that begins with http:// or https://")
+    if re.search("[@?#]", name):  # DVC writes it into dvc.lock
+        raise ValueError("must be an address without user, password and query, which would be recorded")
     return name
 
 

@@ -53,8 +53,7 @@ def register(client: "MlflowClient", run_id: str) -> str:
     version = _version_of(client, checksum)
     if not version:
         # Not mlflow.register_model, which prints two lines.
-        # A page shows tags one under the other, but not these.
-        tags = {f"{KEY}model": checksum, f"{KEY}validation": md5(paths.VALIDATION)}
+        tags = {f"{KEY}model": checksum}  # a page shows them one under the other
         version = client.create_model_version(MODEL_NAME, f"models:/{model_id}", run_id, tags, model_id=model_id)
     if ALIAS not in version.tags:
         _decide(client, version)
@@ -68,7 +67,8 @@ def _log_model(client: "MlflowClient", run_id: str) -> str:
 
     name = client.get_run(run_id).info.run_name or "model"
     with mlflow.start_run(run_id=run_id):
-        logged = served.log(name=re.sub(r"[^\w-]", "-", name), **content())
+        images = {f"{KEY}validation": md5(paths.VALIDATION)}  # on which it is judged, should its run be deleted
+        logged = served.log(name=re.sub(r"[^\w-]", "-", name), tags=images, **content())
     return str(logged.model_id)
 
 
@@ -157,7 +157,7 @@ def _judge(client: "MlflowClient", champion: "ModelVersion", images: str, right:
         if images != _images(client, champion):
             return Verdict(wins=False, words=f"{against} was validated on other images")
         before = _correct(client, champion)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, KeyError) as error:
         return Verdict(wins=False, words=f"{against} has lost its predictions: {reason(error)}")
     fixed, broken = map(len, significance.changes(before, right))
     finding = significance.paired(fixed, broken, len(right))
@@ -166,10 +166,15 @@ def _judge(client: "MlflowClient", champion: "ModelVersion", images: str, right:
 
 
 def _images(client: "MlflowClient", version: "ModelVersion") -> str:
-    """Return the MD5 of the validation split of a version: from its tags, or from its run if it is an old one."""
-    if found := version.tags.get(f"{KEY}validation", version.tags.get("validation_md5")):
+    """Return the MD5 of the validation split of a version: from its run, its model, or its tags if it is an old one."""
+    from mlflow.exceptions import MlflowException
+
+    if found := version.tags.get("validation_md5"):
         return str(found)
-    read = client.get_run(str(version.run_id)).inputs
+    try:
+        read = client.get_run(str(version.run_id)).inputs
+    except MlflowException:  # the run has been deleted for good
+        return str(client.get_logged_model(str(version.source).removeprefix("models:/")).tags[f"{KEY}validation"])
     return next((one.dataset.digest for one in read.dataset_inputs if pages.is_validation(one)), "") if read else ""
 
 

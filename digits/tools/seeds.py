@@ -208,7 +208,7 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
     arguments = parser.parse_args(words)
     if not 1 <= arguments.count <= 1000 or not 1 <= arguments.jobs <= 1000:
-        raise UserError("--count, --jobs: must be 1 to 1000")
+        raise UserError("--count, --jobs: must be 1 or more, and at most 1,000")
     changes = params.assigned(arguments.set_param)
     if "seed" in changes:
         raise UserError("-S seed: is set for each of them, from 0 on; --count says how many")

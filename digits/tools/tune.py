@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
 from digits import params, paths
-from digits.errors import UserError, reason, shown
+from digits.errors import UserError, public, reason, shown
 from digits.files import flatten, md5, write_text
 from digits.images import splits
 from digits.learning import networks, runtime, streams, training
@@ -223,7 +223,7 @@ def study_of(search: Search, storage: str, in_common: dict[str, str]) -> "optuna
         pruner = optuna.pruners.PercentilePruner(KEPT, n_startup_trials=5)
         study = optuna.create_study(storage=database, sampler=_sampler(search.seed), pruner=pruner, **what)
     except (SQLAlchemyError, ImportError) as error:
-        raise UserError(f"--storage: {storage} cannot be used: {reason(error)}") from None
+        raise UserError(f"--storage: {public(storage)} cannot be used: {reason(error)}") from None
     begun = study.user_attrs.get(BEGUN_WITH, in_common)
     keys = [key for key in {**begun, **in_common} if begun.get(key) != in_common.get(key)]
     if differences := ", ".join(f"{key} {begun.get(key, 'free')}, not {in_common.get(key, 'free')}" for key in keys):
@@ -374,7 +374,7 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
         studies.stop(search.study)
         if not isinstance(error, Exception) or not (lost := _lost(error)):
             raise
-        raise UserError(f"--storage: {arguments.storage} is lost: {lost}; start again to resume") from None
+        raise UserError(f"--storage: {public(arguments.storage)} is lost: {lost}; start again to resume") from None
     if arguments.write:
         write(best)
         print(f"\n{params.PATH} has them now; `git diff {params.PATH}` shows what changed")

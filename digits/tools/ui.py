@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from digits.errors import UserError
+from digits.errors import UserError, public
 from digits.records import pages, runs, store
 from digits.tools import addresses
 
@@ -52,7 +52,7 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
 
 
 def _show(link: str) -> None:
-    print(link)
+    print(public(link))
     addresses.show(link)
 
 

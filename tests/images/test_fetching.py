@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from torchvision import datasets
 
@@ -130,6 +131,57 @@ def no_http(handler: BaseHTTPRequestHandler) -> None:
 
 
 @pytest.mark.usefixtures("tiny_mnist")
+def header_without_end(handler: BaseHTTPRequestHandler) -> None:
+    drip(handler, b"HTTP/1.0 200 OK\r\nX-Header: ")
+
+
+def continuing(handler: BaseHTTPRequestHandler) -> None:
+    while True:
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def endless(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+    for _ in range(200):
+        handler.wfile.write(bytes(1 << 20))
+
+
+def too_long(handler: BaseHTTPRequestHandler) -> None:
+    send(handler, b"", length=1 << 50)
+
+
+BOMB = gzip.compress(bytes(1 << 20)) * (2 * fetching.LARGEST >> 20)  # a file of many members is one
+
+
+def bomb(handler: BaseHTTPRequestHandler) -> None:
+    send(handler, BOMB)
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (header_without_end, "sent less than 64 KiB in 0.5 s"),
+        (continuing, "sent less than 64 KiB in 0.5 s"),
+        (endless, "has more than 67,108,864 bytes"),
+        (too_long, "has more than 67,108,864 bytes"),
+        (bomb, "unpacks to more than 67,108,864 bytes"),
+    ],
+)
+def test_hostile_server_ends_in_a_line_and_in_bounds(serve: Serve, tmp_path: Path, answer: Answer, reason: str) -> None:
+    bad = serve(answer)
+    before, started = psutil.Process().memory_info().rss, time.monotonic()
+    with pytest.raises(UserError, match=rf"data\.sources: {bad}/{IMAGES}\.gz: {reason}\Z"):
+        fetching.download("mnist", [bad], TIMEOUT, tmp_path / "bad")
+    if answer in (header_without_end, continuing):
+        assert time.monotonic() - started < 3 * TIMEOUT
+    assert psutil.Process().memory_info().rss - before < 300e6
+    end = time.monotonic() + 5
+    while any("_receive" in thread.name for thread in threading.enumerate()):  # it does not go on in the background
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("path", ["", "/some/folder", "/some/folder/"])
 def test_mirror_of_your_own_serves_all_files(
     serve: Serve, tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str]

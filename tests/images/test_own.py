@@ -21,6 +21,8 @@ from digits.images.idx import format_idx, read_idx
 from digits.images.readers import FORMATS
 from digits.params import data
 
+from ..damage import damaged
+
 NAMES = {"train": ["2", "2", "10", "10", "10", "apple"], "test": ["2", "10", "apple"]}
 Arrays = dict[str, tuple[NDArray[np.uint8], list[str]]]
 
@@ -329,24 +331,6 @@ def test_path_that_has_nothing_to_read_is_one_line(tmp_path: Path, name: str) ->
     with pytest.raises(UserError) as raised:
         own.survey(own.Source(tmp_path / name))
     assert len(str(raised.value).splitlines()) == 1
-
-
-def damaged(content: bytes, chance: random.Random) -> bytes:
-    """Return a file with bytes changed, removed or added, cut off, or replaced by something else."""
-    how = chance.randrange(5)
-    place = chance.randrange(max(1, len(content)))
-    if how == 0:
-        return content[:place]
-    if how == 1:
-        changed = bytearray(content)
-        for _ in range(chance.choice([1, 3, 30])):
-            changed[chance.randrange(len(changed))] = chance.randrange(256)
-        return bytes(changed)
-    if how == 2:
-        return content[:place] + chance.randbytes(chance.choice([1, 7, 100])) + content[place:]
-    if how == 3:
-        return content[:place] + content[place + chance.choice([1, 5, 50]) :]
-    return chance.randbytes(chance.choice([0, 1, 100, 5000]))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -34,6 +34,17 @@ def test_prepare_sets_threads_and_deterministic_algorithms(count: int) -> None:
     assert torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.parametrize(("name", "value"), [("OMP_THREAD_LIMIT", "1"), ("OMP_DYNAMIC", "TRUE")])
+def test_environment_that_changes_the_number_of_threads_is_rejected(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=rf"^{name}: "):
+        runtime.prepare(settings(threads=2))
+    if name == "OMP_THREAD_LIMIT":
+        runtime.prepare(settings(threads=1))
+
+
 def test_auto_takes_the_gpu_where_there_is_one_and_else_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for available, expected in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)

@@ -413,7 +413,9 @@ MISTAKES = {
     "weight_decay: 0.0005": ["weight_decay: 1e9"],
     "members: {quick: 1, default: 1, best: 2}": ["members: 65"],
     "hidden: [128, 64]": ["hidden: [0]"],
-    "sources: [torchvision, pypi]": ["sources: [ftp://x]", f"sources: ['{'x' * 5000}']"],
+    "sources: [torchvision, pypi]": ["sources: [ftp://x]", "sources: ['https://me:hunter2@x/']",
+                                     "sources: ['https://x/?token=hunter2']",
+                                     f"sources: ['{'x' * 5000}']"],
 }  # fmt: skip
 
 
@@ -423,6 +425,7 @@ def test_a_mistake_is_one_short_line(tmp_path: Path, old: str, new: str) -> None
     with pytest.raises(UserError) as raised:
         load_text(TEXT.replace(old, new, 1), tmp_path)
     assert re.fullmatch(r"\S*params\.yaml: [^\n]{1,250}", str(raised.value)), raised.value
+    assert "hunter2" not in str(raised.value)
 
 
 def test_aliases_that_multiply_are_rejected_at_once(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_mistake_is_one_line(laboratory: Project, call: Call, command: str, faul
             ("compare", "nothing", "HEAD"),
             "nothing: no MLflow run, DVC experiment, git revision or model file of this name",
         ),
-        (("seeds", "x y"), "dvc exp run: "),
+        (("seeds", "x y"), "'x y': must be a name of letters"),
     ],
 )
 def test_mistake_on_the_command_line_is_one_line(laboratory: Project, command: tuple[str, ...], fault: str) -> None:

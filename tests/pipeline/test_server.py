@@ -26,7 +26,9 @@ EXPERIMENTS = {"linear": "model.name=linear", "coarse": "evaluate.bins=5"}  # on
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("artifacts")
+    folder = tmp_path_factory.mktemp("artifacts") / """it's "ours" & 100 $(x)"""
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         return True
 
     with postgres() as (database, passwords):
-        settings = [f"DATABASE={database}", f"ARTIFACTS={artifacts}", f"PORT={port}", f"ADDRESS=http://{NAME}"]
+        settings = [f"DATABASE={database}", f"ARTIFACTS={artifacts}", f"PORT={port}", f"ADDRESS=http://{NAME}/"]
         command = ["make", "--old-file=.venv/complete", "server", *settings]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "COVERAGE_"))}
         environment = inherited | {"PGPASSFILE": str(passwords)}

@@ -1,4 +1,5 @@
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,26 @@ def test_of_several_experiments_of_one_name_the_one_on_the_current_commit_counts
     git("checkout", "--quiet", "--detach", bases["main"])
     assert results.experiments("wide") == {"wide": made["wide", "main"]}
     assert results.experiments("nothing") == results.experiments("wid") == {}
+
+
+def test_revision_is_whatever_git_takes_for_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    git("init", "--quiet", "--initial-branch=main")
+    (tmp_path / "dvc.lock").write_text("stages: {}\n")
+    git("add", "dvc.lock")
+    git("commit", "--quiet", "--message=about: wider networks")
+    (tmp_path / "dvc.lock").write_text("broken")
+    git("commit", "--quiet", "--all", "--message=two")
+    git("tag", "--annotate", "--message=a tag", "v1", "main~")
+    one = git("rev-parse", "main~").strip()
+    for name in ("main~", "HEAD^", ":/wider", "HEAD^{/wider}", "v1", one, one[:8], "main@{1}"):
+        assert results.load(name).commit == one
+    for name in ("^HEAD", "main..HEAD", "--all", "-h", "HEAD:dvc.lock", "@{-9}", "*", "", "\x1b"):
+        with pytest.raises(UserError, match=rf"^{re.escape(name)}: no MLflow run, DVC experiment, git revision"):
+            results.load(name)
+    with pytest.raises(UserError, match=r"^commit \w{7} \(two\): has a malformed dvc\.lock, so no result$"):
+        results.load("HEAD")
 
 
 def test_looking_a_run_up_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ def test_download_and_preprocess_need_less_memory_than_the_data(
     write_images(Path("data/own"))
     count = 3 * LIMIT * 1024 // 2 // 784
     large = {"images": np.full((count, 28, 28), 9, np.uint8), "labels": (np.arange(count) % 10).astype(np.uint8)}
+    large["images"][0] = 200
     for kind, array in large.items():
         Path("data/own", FILES["train", kind]).write_bytes(format_idx(array))
     write_params(SHORT)

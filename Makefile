@@ -37,21 +37,22 @@ repro: .venv/complete ## Run the pipeline: only what has changed is rerun
 	@.venv/bin/python -m digits summary
 
 check: .venv/complete lint ## Check style and types, run the fast tests: under 3 minutes on two cores
-	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m 'not slow and not stress'
 
-test: .venv/complete lint ## Check style and types, run every test: under 15 minutes on two cores
-	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+test: .venv/complete lint ## Check style and types, run all tests but those of make stress: under 15 minutes on two cores
+	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m 'not stress'
 
 DAMAGED ?= 10000
 KILLS ?= 100
 
-stress: .venv/complete ## Damage 10,000 files of each kind, kill 100 times, queue 50 experiments: hours; see docs/reliability.md
+stress: .venv/complete ## Damage 10,000 files of each kind, kill 100 times, queue 50 experiments (hours)
 	.venv/bin/pytest --numprocesses 2 tests/test_damaged.py tests/images/test_own.py --damaged $(DAMAGED)
 	.venv/bin/pytest tests/pipeline/test_kill.py --kills $(KILLS)
+	.venv/bin/pytest -m stress
 	.venv/bin/python -m benchmarks.soak
 
 coverage: .venv/complete ## Run every test and list the lines that none reaches
-	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered --cov-fail-under 90
+	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m 'not stress' --cov --cov-report term-missing:skip-covered --cov-fail-under 90
 
 lint: .venv/complete ## Check style and types only
 	.venv/bin/ruff check

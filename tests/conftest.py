@@ -61,7 +61,7 @@ def command_blocks(page: Path) -> list[tuple[str, str]]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--damaged", default=8, type=int, help="how many damaged files of each format are tried")
-    parser.addoption("--kills", default=3, type=int, help="how often tests/pipeline/test_kill.py kills")
+    parser.addoption("--kills", default=2, type=int, help="how often tests/pipeline/test_kill.py kills")
 
 
 @pytest.fixture(autouse=True)

@@ -130,7 +130,6 @@ def no_http(handler: BaseHTTPRequestHandler) -> None:
     handler.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
 
 
-@pytest.mark.usefixtures("tiny_mnist")
 def header_without_end(handler: BaseHTTPRequestHandler) -> None:
     drip(handler, b"HTTP/1.0 200 OK\r\nX-Header: ")
 
@@ -182,6 +181,7 @@ def test_hostile_server_ends_in_a_line_and_in_bounds(serve: Serve, tmp_path: Pat
         time.sleep(0.05)
 
 
+@pytest.mark.usefixtures("tiny_mnist")
 @pytest.mark.parametrize("path", ["", "/some/folder", "/some/folder/"])
 def test_mirror_of_your_own_serves_all_files(
     serve: Serve, tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str]

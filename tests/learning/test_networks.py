@@ -65,6 +65,13 @@ def test_network_returns_one_logit_per_class_for_any_number_of_images(
     assert logits.dtype == torch.float32
 
 
+def test_only_the_first_convolution_of_a_resnet_is_5x5_whatever_the_widths() -> None:
+    for widths in ([1, 8], [1, 1], [8, 1]):
+        network = networks.ResNet(3, Shape(1, 28), crop=2, channels=widths, blocks=1, dropout=0.0)
+        kernels = [layer.kernel_size[0] for layer in network if isinstance(layer, torch.nn.Conv2d)]
+        assert kernels == [5, 3]
+
+
 def test_every_network_has_a_case_here() -> None:
     assert {name for name, _ in NETWORKS} == set(networks.NETWORKS)
 

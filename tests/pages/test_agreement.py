@@ -60,7 +60,7 @@ def test_browser_prepares_pictures_as_python_does(browser: "Browser", static: st
         for number in range(MIRRORED):
             image, single = picture(number)
             if number % 3:
-                image.thumbnail((400, 400))  # full size takes both sides twice as long
+                image.thumbnail((300, 300))  # full size takes both sides twice as long
             how: dict[str, Any] = {"channels": 1, "side": 28, "ink": True, "single": single}
             try:
                 expected = preprocessing.characters(io.BytesIO(png(image)), "picture", **how)

@@ -29,7 +29,12 @@ from digits.learning import networks
 
 REPOSITORY = Path(__file__).parents[2]
 DIGITS = (sys.executable, "-m", "digits")
-FIRST = ("tests/pipeline/test_changes.py", "tests/tools/test_tune.py", "tests/pipeline/")
+FIRST = (
+    "tests/pipeline/test_changes.py",
+    "tests/tools/test_tune.py",
+    "tests/pages/test_agreement.py",
+    "tests/pipeline/",
+)
 SHORT = {
     "epochs: {quick: 2, default: 8, best: 12}": "epochs: 1",
     "channels: {quick: [16, 32], default: [16, 32, 64], best: [32, 64, 64, 128]}": "channels: [8, 16]",
@@ -296,7 +301,7 @@ def call(enter: Callable[[Project], None], capsys: pytest.CaptureFixture[str]) -
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files that take the longest first, so that no process is left with one when the others are done.
 
-    While the first process runs the pipeline for `finished`, the second has tests that do not wait for it.
+    While the first process runs the pipeline for `finished`, the others have tests that do not wait for it.
     """
 
     def rank(item: pytest.Item) -> int:

@@ -2,7 +2,10 @@
 
 import csv
 import io
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,29 @@ def workshop(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Pro
 def test_results_logged_by_sync_are_one_complete_run(project: Project) -> None:
     (run,) = project.mlflow_runs()
     project.assert_complete(run)
+
+
+def test_code_edited_while_a_stage_runs_is_not_recorded_as_what_made_its_result(project: Project) -> None:
+    lock, runs = (project.root / "dvc.lock").read_bytes(), len(project.mlflow_runs())
+    file = project.root / "digits/reports/advice.py"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with subprocess.Popen(
+        ["dvc", "repro", "--force", "--single-item", "evaluate"],
+        cwd=project.root,
+        env={name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
+        | {"PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert any(line.startswith("test accuracy") for line in process.stdout)
+        file.write_text(file.read_text() + "# edited\n")
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode
+    assert "digits/reports/advice.py: edited after evaluate had read it: its result is not kept" in errors
+    assert (project.root / "dvc.lock").read_bytes() == lock
+    assert len(project.mlflow_runs()) == runs
 
 
 def test_experiment_shows_in_dvc_and_in_mlflow(project: Project) -> None:

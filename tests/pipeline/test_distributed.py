@@ -93,6 +93,7 @@ def test_result_is_that_of_one_process_for_even_and_uneven_shares() -> None:
         assert 0 < difference(alone, weights()) < 1e-4
 
 
+@pytest.mark.stress
 @pytest.mark.usefixtures("project")
 def test_in_bf16_as_well_a_number_of_processes_has_its_bits() -> None:
     """One step, for each rounding to 8 bits is another start for the next."""
@@ -131,7 +132,7 @@ def expected(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.mark.usefixtures("project")
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.stress)])
 def test_killed_worker_is_replaced_and_training_resumes_from_the_checkpoint(expected: bytes, victim: int) -> None:
     write_params(SHORT | LONG | {"runtime.processes": 2})
     with start() as process:

@@ -37,7 +37,7 @@ def test_no_secret_is_recorded_or_shown(project: Project, monkeypatch: pytest.Mo
     assert "may hold a secret" in made.stderr
     told = project.run(*DIGITS, "of", "models/model.safetensors")
     dead = "http://me:planted-secret-13@127.0.0.1:9/?token=planted-secret-14"
-    lost = project.run(*EVALUATE, MLFLOW_TRACKING_URI=dead)
+    lost = project.run(*DIGITS, "sync", fails=True, MLFLOW_TRACKING_URI=dead)
     assert "MLflow at http://127.0.0.1:9/" in lost.stderr
     storage = "postgresql://me:planted-secret-15@127.0.0.1:9/x"
     refused = project.run(*DIGITS, "tune", "--storage", storage, fails=True)

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
+from unicodedata import category
+
+OBEYED = ("Cc", "Cs")  # Unicode's control characters, and the halves of pairs, which cannot be written
 
 
 class UserError(Exception):
@@ -36,7 +39,7 @@ def public(text: str) -> str:
 
 def harmless(text: str) -> str:
     """Return text without characters that a terminal would obey, such as those that clear it."""
-    return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
+    return "".join(one if one in "\n\t" or category(one) not in OBEYED else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def while_importing() -> None:

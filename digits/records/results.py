@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from digits import paths, pipeline
-from digits.errors import UserError, reason
+from digits.errors import UserError, harmless, reason
 from digits.files import digest, flatten, is_intact, md5, parse_table
 from digits.learning.models import Description, described
 from digits.params.reading import choose
@@ -172,9 +172,9 @@ def name_of(commit: str) -> str:
     """Return a commit's name for people: its experiment, or its short hash and subject."""
     ref = lineage.git("for-each-ref", "--format=%(refname)", "--points-at", commit, "refs/exps/*/*/*") or b""
     if ref:
-        return f"experiment {ref.decode().split()[0].rsplit('/', 1)[-1]} ({commit[:7]})"
+        return harmless(f"experiment {ref.decode().split()[0].rsplit('/', 1)[-1]} ({commit[:7]})")
     subject = lineage.git("log", "-1", "--format=%s", commit) or b""
-    return f"commit {commit[:7]} ({subject.decode().strip()})"
+    return harmless(f"commit {commit[:7]} ({subject.decode(errors='replace').strip()})")
 
 
 def from_run(run_id: str) -> Result | None:
@@ -197,7 +197,11 @@ def from_run(run_id: str) -> Result | None:
                 contents[file.path] = Path(client.download_artifacts(run_id, file.path, folder)).read_bytes()
     record, outputs = (json.loads(contents.get(file, "{}")) for file in (runs.RECORD, runs.OUTPUTS))
     commit, code, environment = record.get("commit"), record.get("code", {}), record.get("environment", {})
-    name, patch, metrics = f"run {run_id} ({found.info.run_name})", contents.get(runs.PATCH, b""), found.data.metrics
+    name, patch, metrics = (
+        harmless(f"run {run_id} ({found.info.run_name})"),
+        contents.get(runs.PATCH, b""),
+        found.data.metrics,
+    )
     seconds = metrics.get(names.SECONDS, metrics.get("training_seconds"))  # its name in old runs
 
     def read(file: str) -> bytes:

@@ -140,8 +140,9 @@ def run(name: str, count: int, changes: list[str], jobs: int, report: Any = None
 
 
 def _check_name(name: str) -> None:
-    if not re.fullmatch(r"\w[\w-]{0,99}", name):  # a git reference, and a pattern of compare
-        raise UserError(f"{shown(name)}: must be a name of letters, digits, _ and -, of up to 100 characters")
+    # Part of a git reference, and of a pattern of compare.
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name) or ".." in name or name.endswith("."):
+        raise UserError(f"{shown(name)}: must be a name of letters, digits and _.-, of up to 100 characters")
 
 
 @dataclass(frozen=True)

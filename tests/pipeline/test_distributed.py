@@ -214,6 +214,7 @@ def impatient(tmp_path: Path) -> Path:
     return tmp_path / "code"
 
 
+@pytest.mark.stress
 @pytest.mark.usefixtures("project")
 def test_two_hosts_train_together_and_when_one_is_cut_off_the_other_continues_alone(
     hosts: tuple[str, str], impatient: Path

@@ -43,7 +43,7 @@ def test_seed_that_fails_is_named_with_where_to_find_the_reason(project: Project
     assert "training diverged" in project.run("dvc", "queue", "logs", "wild-seed-0").stdout
     there = experiments(project)  # nothing has replaced it
     assert (there["wild-seed-0"], "replaced-wild-seed-0" in there) == (before, False)
-    for setting in ("model.cnn.channels=[8,16]", "seed=3", "train.epochs=abc"):
+    for setting in ("model.cnn.channels=[8", "model.mlp=[8]", "seed=3", "train.epochs=abc"):
         project.run(*SEEDS, "wild", "-S", setting, fails=True, MLFLOW_TRACKING_URI="off")
     assert experiments(project) == there
 

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 
 from digits import paths
 from digits.errors import UserError
+from digits.files import digest
 from digits.learning import exporting, models, networks
 from digits.learning.models import Description
 from digits.records import results, runs
@@ -204,3 +205,24 @@ def test_values_are_compared_as_numbers_where_they_are_numbers(
     old: dict[str, Any], new: dict[str, Any], keys: list[str]
 ) -> None:
     assert results.changed(old, new) == keys
+
+
+def test_what_a_model_says_of_its_training_is_compared_with_dvc_lock() -> None:
+    code, data = {"digits/a.py": "2" * 32}, {"data/x": "1" * 32}
+    knobs = {"members": 1, "tta_shift": 0, "hidden": [8], "dropout": 0.0}
+    training = {"recipe": "quick", "seed": 0, "train": {"learning_rate": 0.1}, "runtime": {"precision": "bf16"}}
+    said = Description("mlp", ["a", "b"], knobs, training, data, digest(code))
+
+    def found(rate: float = 0.1, hidden: int = 8, image: str = "1", source: str = "2", seed: int = 0) -> list[str]:
+        deps = [{"path": "digits/a.py", "md5": source * 32}, {"path": "data/x", "md5": image * 32}]
+        model = {"name": "mlp", "members": 1, "tta_shift": 0, "mlp": {"hidden": [hidden], "dropout": 0.0}}
+        train = {"learning_rate": {"quick": rate, "default": 0.3}}
+        content = {"recipe": "quick", "seed": seed, "model": model, "train": train, "runtime": {"precision": "auto"}}
+        return results.contradictions(said, {"train": {"deps": deps, "params": {"params.yaml": content}}})
+
+    assert found() == []
+    assert found(rate=0.2) == ["train.learning_rate: 0.1, but 0.2 in dvc.lock"]
+    assert found(hidden=9, seed=1) == ["model.mlp.hidden: [8], but [9] in dvc.lock", "seed: 0, but 1 in dvc.lock"]
+    assert found(image="3") == ["data/x: 11111111, but 33333333 in dvc.lock"]
+    assert found(source="3")[0].startswith("code: ")
+    assert results.contradictions(said, {}) == []

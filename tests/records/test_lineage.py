@@ -181,3 +181,9 @@ def test_without_git_there_is_no_commit_and_the_difference_is_unknown(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert lineage.commit() is None
     assert lineage.uncommitted().summary() == "unknown: git cannot be run (No such file or directory)"
+
+
+def test_repository_of_another_owner_is_not_called_clean(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repository / "digits/code.py").write_text("2\n")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert lineage.uncommitted().summary().startswith("unknown: fatal: detected dubious ownership in repository")

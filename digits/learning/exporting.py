@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from digits.datasets import Shape
 from digits.errors import UserError
-from digits.files import SEAL, is_intact, seal, write_bytes
+from digits.files import SEAL, flatten, is_intact, seal, write_bytes
 from digits.images.batches import to_float
 from digits.images.splits import Split
 from digits.learning import evaluation, models
@@ -60,18 +60,22 @@ def read_pt2(content: bytes) -> models.Description:
         checksum = archive.comment.decode("ascii", "replace")
         if len(checksum) != len(SEAL) or not is_intact(content, checksum):
             raise ValueError("its content does not match its checksum")
-        entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
-        if any(entry.compress_type for entry in entries.values()):
-            raise ValueError("it is compressed")
-        for name, entry in entries.items():
-            if name.endswith("_config.json") and b'"use_pickle": true' in archive.read(entry):
-                raise ValueError(f"{name} asks for pickles, which can run code")
+        entries = archive.infolist()
+        names = [entry.filename.partition("/")[2] for entry in entries]
+        if any(entry.compress_type for entry in entries) or len(set(names)) < len(names):
+            raise ValueError("it is compressed, or has a name twice")
+        for name, entry in zip(names, entries, strict=True):
+            # As flattened JSON, whatever the spaces in it.
+            if name.endswith("_config.json"):
+                said = flatten(json.loads(archive.read(entry)))
+                if any(value for key, value in said.items() if key.endswith("use_pickle")):
+                    raise ValueError(f"{name} asks for pickles, which can run code")
             if name.startswith("data/sample_inputs/"):
                 try:
                     torch.load(io.BytesIO(archive.read(entry)), "cpu", weights_only=True)
                 except pickle.UnpicklingError:
                     raise ValueError(f"{name} would run code") from None
-        return models.described(json.loads(archive.read(entries["extra/model.json"])))
+        return models.described(json.loads(archive.read(entries[names.index("extra/model.json")])))
 
 
 def write_onnx(network: nn.Module, path: Path, opset: int, description: models.Description) -> None:

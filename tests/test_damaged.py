@@ -21,13 +21,14 @@ import torch
 from PIL import Image
 
 from digits import params, pipeline
+from digits.datasets import MNIST_SHAPE
 from digits.errors import UserError
 from digits.files import SEAL, md5_of, seal
 from digits.images import pictures
 from digits.images.idx import format_idx, read_idx
 from digits.learning import exporting, models, networks
 from digits.learning.checkpoints import Checkpoint
-from digits.learning.models import Description
+from digits.learning.description import Description
 from digits.records import results
 from digits.serving import preprocessing
 from digits.serving.reading import Model
@@ -50,8 +51,9 @@ def sound(folder: Path) -> dict[str, bytes]:
     network = networks.build("mlp", 3, {"hidden": [8], "dropout": 0.0}).eval()
     said = Description("mlp", ["a", "b", "c"], {"hidden": [8], "dropout": 0.0}, {}, {}, "")
     models.save(network, said, folder / "model.safetensors")
-    exporting.write_onnx(network, folder / "model.onnx", 18, said)
-    exporting.write_pt2(network, folder / "model.pt2", said)
+    program = exporting.capture(network, MNIST_SHAPE)
+    exporting.write_onnx(program, folder / "model.onnx", 18, said)
+    exporting.write_pt2(program, folder / "model.pt2", said)
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
     images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
     found["a-idx3-ubyte"] = format_idx(images)
@@ -135,7 +137,7 @@ def test_damaged_files_are_read_or_one_line(
     for number, content in enumerate(variants(name, sound[name], count)):
         path.unlink(missing_ok=True)  # what is mapped is not changed
         path.write_bytes(content)
-        began = time.monotonic()
+        began = time.process_time()  # other processes may keep this one waiting
         try:
             USES[name](path)
         except UserError as error:
@@ -143,7 +145,7 @@ def test_damaged_files_are_read_or_one_line(
             # Several mistakes in params.yaml are a line each.
             assert len(lines) == 1 or name == "params.yaml", (number, lines)
             assert all(len(line) < 600 for line in lines), (number, lines)
-        assert time.monotonic() - began < SECONDS, number
+        assert time.process_time() - began < SECONDS, number
 
 
 class Bomb:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digits.datasets import FILES, Shape
-from digits.errors import UserError, reason
+from digits.errors import UserError, listed, reason
 from digits.images import pictures
 from digits.images.idx import promised, read_idx
 
@@ -284,11 +284,11 @@ def npz(path: Path, _options: Options) -> Iterator[Block]:
                 pairs = [(one, other) for one in names for other in names if _is_pair(one, other)]
                 if not pairs:
                     raise UserError(
-                        f"{file}: has {', '.join(names) or 'nothing'}; must have x_train and y_train, or the like"
+                        f"{file}: has {listed(names) or 'nothing'}; must have x_train and y_train, or the like"
                     )
                 for one, other in pairs:
                     part = part_of(one) or outer
-                    labels = _flat(np.concatenate(list(_rows(archive, other, file))), f"{file}: {other}")
+                    labels = _flat(np.concatenate(list(_rows(archive, other, file))), f"{file}: {listed([other])}")
                     place = 0
                     for rows in _rows(archive, one, file):
                         if place + len(rows) > len(labels):
@@ -296,7 +296,7 @@ def npz(path: Path, _options: Options) -> Iterator[Block]:
                         yield Block(part, rows, labels[place : place + len(rows)])
                         place += len(rows)
                     if place != len(labels):
-                        raise UserError(f"{file}: {one} and {other} have different lengths")
+                        raise UserError(f"{file}: {listed([one])} and {listed([other])} have different lengths")
         except UserError:
             raise
         except Exception as error:  # zipfile and numpy raise whatever they meet in a damaged archive
@@ -315,17 +315,18 @@ def _is_pair(one: str, other: str) -> bool:
 
 def _rows(archive: zipfile.ZipFile, name: str, file: Path) -> Iterator[NDArray[Any]]:
     """Yield the rows of an array in an archive, block by block; never what needs pickle."""
+    where = f"{file}: {listed([name])}"
     with archive.open(f"{name}.npy") as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
         if dtype.hasobject or dtype.kind not in "biufU" or not shape:
-            raise UserError(f"{file}: {name}: {dtype} of shape {list(shape)}; must be an array of numbers or text")
+            raise UserError(f"{where}: {dtype} of shape {list(shape)}; must be an array of numbers or text")
         if fortran and len(shape) > 1:
-            raise UserError(f"{file}: {name}: in Fortran's order; save it with numpy.ascontiguousarray")
+            raise UserError(f"{where}: in Fortran's order; save it with numpy.ascontiguousarray")
         size = int(np.prod(shape[1:], dtype=object)) * dtype.itemsize
         if size * shape[0] > 1 << 44 or size > 1 << 26:
-            raise UserError(f"{file}: {name}: of shape {list(shape)}, which is too large")
+            raise UserError(f"{where}: of shape {list(shape)}, which is too large")
         for start in range(0, shape[0], BLOCK):
             count = min(BLOCK, shape[0] - start)
             content = _exactly(stream, size * count)
@@ -353,7 +354,7 @@ def parquet(path: Path, options: Options) -> Iterator[Block]:
                 label = options.label if options.label in names else None
             if not pixel or not label:
                 raise UserError(
-                    f"{file}: columns {', '.join(names)}; must have image and label (data.label names another)"
+                    f"{file}: columns {listed(names)}; must have image and label (data.label names another)"
                 )
             known = _class_names(table.schema_arrow.metadata, label)
             for batch in table.iter_batches(batch_size=BLOCK, columns=[pixel, label]):
@@ -395,7 +396,7 @@ def mat(path: Path, _options: Options) -> Iterator[Block]:
                 side = square(file, found.shape[-1]).side
                 yield from _cut(part, found.reshape(-1, side, side).transpose(0, 2, 1), labels, file)
         else:
-            raise UserError(f"{file}: has {', '.join(content) or 'nothing'}; must have X and y, or dataset")
+            raise UserError(f"{file}: has {listed(content) or 'nothing'}; must have X and y, or dataset")
 
 
 # In a process of its own: scipy 1.17 reads past the end of some damaged files, which ends the process.

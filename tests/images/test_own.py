@@ -333,6 +333,16 @@ def test_path_that_has_nothing_to_read_is_one_line(tmp_path: Path, name: str) ->
     assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("names", [("a\nb", "c"), ("x\x85", "y\x1c"), ("x" * 9000, "z")])
+def test_names_in_a_file_are_shown_on_one_line(tmp_path: Path, names: tuple[str, str]) -> None:
+    arrays: dict[str, Any] = dict.fromkeys(names, np.zeros((2, 8, 8)))
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError) as raised:
+        own.survey(own.Source(tmp_path / "a.npz"))
+    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(raised.value)) < 500 + len(str(tmp_path))
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FORMATS)
 def test_damaged_files_are_read_or_one_line(tmp_path: Path, name: str, request: pytest.FixtureRequest) -> None:

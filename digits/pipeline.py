@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,23 @@ def code(*names: str) -> dict[str, str]:
     return {file: _begun.get(file) or md5(ROOT / file) for file in sorted(files)}
 
 
-def begin() -> None:
-    """Remember the source files as they are now: what this process runs, whoever edits them while it runs."""
+def begin(known: Mapping[str, str] | None = None) -> None:
+    """Remember the source files as they are now: what this process runs, whoever edits them while it runs.
+
+    Or, where it works for another one, as that one `begun`.
+    """
+    if known is not None:
+        _begun.update(known)
+        return
     for folder in ("digits", "stages"):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".md"):
                 _begun[path.relative_to(ROOT).as_posix()] = md5(path)
+
+
+def begun() -> dict[str, str]:
+    """Return the MD5 of each source file that `begin` has remembered, by path."""
+    return dict(_begun)
 
 
 def outputs(*names: str) -> list[Path]:

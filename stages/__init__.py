@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 from digits import errors, pipeline
 
@@ -14,6 +15,10 @@ os.environ.pop("MPLBACKEND", None)  # figures are files; a notebook hands on a b
 # default it spins on the very core that another thread needs as soon as anything else runs, which makes two trainings
 # side by side several times as slow; without any spinning, one alone is slower.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+from digits.records import recorder  # noqa: E402  # not before `begin`
+
+recorder.start(sys.orig_argv)  # beside the import of torch, which takes as long
 
 # torch and mlflow create a million objects that stay. Looking for garbage every 700 of them was a sixth of each stage's
 # start.

@@ -10,6 +10,8 @@ import shutil
 import textwrap
 from dataclasses import asdict
 
+import torch
+
 from digits import params, paths, pipeline
 from digits.datasets import DATASETS
 from digits.errors import run
@@ -18,7 +20,7 @@ from digits.images import splits
 from digits.learning import curve, evaluation, evidence, models, networks, runtime
 from digits.learning.curve import TrainMetrics
 from digits.learning.robustness import measure
-from digits.records import runs
+from digits.records import recorder
 from digits.reports import advice
 from digits.reports.figures import evaluate as figures
 
@@ -29,9 +31,10 @@ def main() -> None:
     reading.prove()
     device = runtime.prepare(p.runtime)
     network, description = models.load(paths.MODEL)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
     batch_size, bins = p.runtime.batch_size, p.evaluate.bins
     validation, test = (
-        evaluation.predict(network.to(device), splits.load(path, in_order=True), batch_size, device)
+        evaluation.predict(network, splits.load(path, in_order=True), batch_size, device)
         for path in (paths.VALIDATION, paths.TEST)
     )
     temperature = evaluation.temperature(validation)
@@ -62,7 +65,7 @@ def main() -> None:
     for line in advice.listed(found).splitlines():
         print(textwrap.fill(line, shutil.get_terminal_size().columns, subsequent_indent="  "))
     reading.check()
-    runs.record(p, "evaluate", device)
+    recorder.record(p, "evaluate", device)
     reading.check()  # again: the record may take seconds
 
 

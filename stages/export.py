@@ -4,6 +4,7 @@ What is exported is calibrated: its logits are divided by the temperature that e
 predicts another class than the trained model for any test image, or if a logit is further off than `export.tolerance`.
 """
 
+import copy
 from dataclasses import asdict
 
 import torch
@@ -12,13 +13,12 @@ from digits import params, paths, pipeline
 from digits.errors import run
 from digits.files import read_as, write_json, write_text
 from digits.images import splits
-from digits.images.splits import Statistics
+from digits.images.statistics import Statistics
 from digits.learning import evaluation, exporting, models, networks, runtime
 from digits.learning.curve import TrainMetrics
-from digits.learning.evaluation import Scores
-from digits.learning.evidence import Evidence
 from digits.learning.layers import Calibrated
-from digits.records import runs
+from digits.learning.scores import Evidence, Scores
+from digits.records import recorder
 from digits.reports import card
 
 
@@ -30,12 +30,14 @@ def main() -> None:
     network, description = models.load(paths.MODEL)
     test, batch_size = splits.load(paths.TEST, in_order=True), p.runtime.batch_size
 
-    trained = evaluation.predict(network, test, batch_size, device)
+    fast = copy.deepcopy(network).to(memory_format=torch.channels_last)  # takes half the time
+    trained = evaluation.predict(fast, test, batch_size, device)
     scores = read_as(Scores, paths.TEST_METRICS)
     temperature = scores.calibrated.temperature
     calibrated = Calibrated(network, temperature).eval()
-    exporting.write_onnx(calibrated, paths.ONNX, p.export.opset, description)
-    exporting.write_pt2(calibrated, paths.PT2, description)
+    program = exporting.capture(calibrated, description.shape)
+    exporting.write_onnx(program, paths.ONNX, p.export.opset, description)
+    exporting.write_pt2(program, paths.PT2, description)
     found = {
         paths.ONNX: exporting.run_onnx(paths.ONNX, test, batch_size, p.runtime.threads),
         paths.PT2: exporting.run_pt2(paths.PT2, test, batch_size),
@@ -60,7 +62,7 @@ def main() -> None:
     )
     write_text(paths.MODEL_CARD, text)
     reading.check()
-    runs.record(p, "export", device)
+    recorder.record(p, "export", device)
     reading.check()  # again: the record may take seconds
 
 

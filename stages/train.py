@@ -15,14 +15,16 @@ from digits.files import write_json
 from digits.images import splits
 from digits.learning import curve, distributed, models, networks, runtime, training
 from digits.learning.checkpoints import Checkpoint
-from digits.records.runs import TrainingRun
+from digits.records import recorder
 from digits.reports.figures import train as figures
 
 
 def main() -> None:
     reading = pipeline.Reading("train")
     p = params.load(networks.check)
-    distributed.launch(p.runtime.processes, "stages.train")
+    if distributed.is_launcher(p.runtime.processes):
+        recorder.drop()
+        distributed.launch(p.runtime.processes, "stages.train")
     device = runtime.prepare(p.runtime)
     with distributed.joined(device):
         train(p, device, reading)
@@ -41,7 +43,10 @@ def train(p: params.Params, device: torch.device, reading: pipeline.Reading) -> 
     description = this.description(reading.inputs, reading.code)
     result_of = [asdict(description), p.runtime.batch_size, runtime.environment(device, this.precision)]
     epochs = []
-    with Checkpoint(result_of, p.runtime.checkpoint) as checkpoint, TrainingRun(p, device, checkpoint.key) as live:
+    with (
+        Checkpoint(result_of, p.runtime.checkpoint) as checkpoint,
+        recorder.training(p, device, checkpoint.key) as live,
+    ):
         for epoch in this.epochs(checkpoint):
             epochs.append(epoch)
             live.log(epoch)

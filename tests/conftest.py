@@ -13,8 +13,10 @@ import yaml
 from PIL import Image, ImageDraw
 
 from digits import params
+from digits.datasets import MNIST_SHAPE
 from digits.images.splits import Split
 from digits.learning import networks
+from digits.learning.description import Description
 from digits.params import Params
 
 if TYPE_CHECKING:
@@ -93,12 +95,13 @@ def split() -> Split:
 @pytest.fixture(scope="session")
 def onnx_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a small untrained network for the classes a, b and c as the export stage would."""
-    from digits.learning import exporting, models  # only now: onnx takes a second
+    from digits.learning import exporting  # only now: onnx takes a second
 
     torch.manual_seed(0)
     network = networks.build("mlp", 3, {"hidden": [8], "dropout": 0.0}).eval()
     path = tmp_path_factory.mktemp("model") / "model.onnx"
-    exporting.write_onnx(network, path, 18, models.Description("mlp", ["a", "b", "c"], {}, {}, {}, ""))
+    program = exporting.capture(network, MNIST_SHAPE)
+    exporting.write_onnx(program, path, 18, Description("mlp", ["a", "b", "c"], {}, {}, {}, ""))
     return path
 
 

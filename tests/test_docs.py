@@ -21,8 +21,9 @@ from benchmarks import study
 from digits import params, pipeline
 from digits.errors import UserError
 from digits.files import read_json, read_table
-from digits.images.corruptions import CORRUPTIONS
-from digits.learning import evaluation, networks, robustness
+from digits.images.severities import CORRUPTIONS
+from digits.learning import networks, robustness
+from digits.learning.scores import wilson
 from digits.params import Params
 from digits.params.reading import RECIPES, parse, read
 from digits.reports import significance
@@ -144,7 +145,7 @@ def comparison_as_shown() -> Iterator[str]:
     for split, table in (("validation", "validation"), ("test", "confusion")):
         lines = read_table(ROOT / f"plots/{table}.csv")
         wrong = sum(line["actual"] != line["predicted"] for line in lines)
-        low, high = evaluation.wilson(len(lines) - wrong, len(lines))
+        low, high = wilson(len(lines) - wrong, len(lines))
         yield f"{split} A {1 - wrong / len(lines):.2%} {low:.2%} to {high:.2%} {wrong} of {len(lines):,}"
 
 

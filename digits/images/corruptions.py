@@ -5,7 +5,6 @@ every run. Kinds that have a direction go one way for half of the images and the
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from digits.images.batches import augment, edges, to_float
-
-SEVERITIES = range(1, 6)
+from digits.images.severities import CORRUPTIONS
 
 
 def _move(images: Tensor, amount: float, knob: str) -> Tensor:
@@ -52,33 +50,21 @@ def _stroke(images: Tensor, amount: float) -> Tensor:
     return images.lerp(torch.where(grows, wider, thinner), amount)
 
 
-@dataclass(frozen=True)
-class Corruption:
-    """One kind: how to say an amount, that of each severity, and a map of float images [n, c, h, w] in 0 … 1."""
-
-    label: str
-    amounts: tuple[float, ...]
-    apply: Callable[[Tensor, float], Tensor]
-
-
-CORRUPTIONS = {
-    "shift": Corruption("shifted by {:g} pixels along both axes", (1, 2, 3, 4, 5), partial(_move, knob="shift")),
-    "rotation": Corruption("rotated by {:g} degrees", (10, 15, 20, 30, 40), partial(_move, knob="rotation")),
-    "scale": Corruption("scaled by ±{:.0%}", (0.1, 0.2, 0.3, 0.4, 0.5), partial(_move, knob="scale")),
-    "blur": Corruption("blurred with a sigma of {:g} pixels", (0.5, 1, 1.5, 2, 2.5), _blur),
-    "noise": Corruption("with noise of sigma {:.0%}", (0.1, 0.2, 0.3, 0.4, 0.5), _noise),
-    "contrast": Corruption("with {:.0%} of their contrast", (0.7, 0.5, 0.3, 0.2, 0.1), _contrast),
-    "inversion": Corruption(
-        "inverted by {:.0%}", (0.2, 0.4, 0.6, 0.8, 1), lambda images, by: images.lerp(1 - images, by)
-    ),
-    "stroke": Corruption("with strokes {:g} pixels wider or thinner on each side", (0.2, 0.4, 0.6, 0.8, 1), _stroke),
+APPLY: dict[str, Callable[[Tensor, float], Tensor]] = {  # each maps float images [n, c, h, w] in 0 … 1
+    "shift": partial(_move, knob="shift"),
+    "rotation": partial(_move, knob="rotation"),
+    "scale": partial(_move, knob="scale"),
+    "blur": _blur,
+    "noise": _noise,
+    "contrast": _contrast,
+    "inversion": lambda images, by: images.lerp(1 - images, by),
+    "stroke": _stroke,
 }
 
 
 def corrupt(images: Tensor, kind: str, severity: int) -> Tensor:
     """Return uint8 images [n, c, h, w] corrupted by a kind of `CORRUPTIONS`, at a severity of 1 to 5."""
-    corruption = CORRUPTIONS[kind]
-    found = corruption.apply(to_float(images), corruption.amounts[severity - 1])
+    found = APPLY[kind](to_float(images), CORRUPTIONS[kind].amounts[severity - 1])
     return (found.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
@@ -101,9 +87,3 @@ def meaningless(images: Tensor) -> dict[str, Tensor]:
         "pixels shuffled": scrambled,
         "two images in one": torch.maximum(images, images.roll(1, dims=0)),
     }
-
-
-def described(kind: str, severity: int) -> str:
-    """Return what is done to images, as in "images rotated by 20 degrees"."""
-    corruption = CORRUPTIONS[kind]
-    return corruption.label.format(corruption.amounts[severity - 1])

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -41,15 +41,17 @@ SILENCE = timedelta(seconds=60)  # after which another process is taken for dead
 _batch = 0
 
 
-def launch(processes: int, module: str) -> None:
-    """Where several processes are wanted, run `python -m module` in each under torchrun, and exit when it ends.
+def is_launcher(processes: int) -> bool:
+    """Say whether this process is to launch others: several are wanted, and it was not itself launched."""
+    return "RANK" not in os.environ and (processes > 1 or bool(os.environ.get(ARGUMENTS, "").strip()))
 
-    Returns where there is nothing to launch: one process is wanted, or this one was launched. Raises UserError with a
-    worker's own, or if torchrun does not know its arguments, or if workers died once too often.
+
+def launch(processes: int, module: str) -> NoReturn:
+    """Run `python -m module` in so many processes under torchrun, and exit when it ends.
+
+    Raises UserError with a worker's own, or if torchrun does not know its arguments, or if workers died once too often.
     """
     arguments = shlex.split(os.environ.get(ARGUMENTS, ""))
-    if "RANK" in os.environ or (processes == 1 and not arguments):
-        return
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

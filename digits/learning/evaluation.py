@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from digits.files import write_table
 from digits.images.batches import to_float
 from digits.images.splits import Split
 from digits.learning import runtime
+from digits.learning.scores import Calibrated, Reviewed, Scores, wilson
 
 
 @dataclass(frozen=True)
@@ -112,22 +112,6 @@ def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     return float(loss), int((logits.argmax(dim=1) == labels).sum()) / len(labels)
 
 
-def wilson(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion; z = 1.96 for 95 % (E. B. Wilson, 1927, JASA 22)."""
-    share, spread = correct / count, z * z / count
-    center = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / count + spread / count / 4) / (1 + spread)
-    return max(0.0, center - half), min(1.0, center + half)  # rounding may leave 0 … 1
-
-
-def margin(first: float, second: float, count: int, z: float = 1.959964) -> float:
-    """Return how far apart two accuracies, on `count` images each, must be for chance to be unlikely (5 %).
-
-    The two-proportion z-test with unpooled variance, for different images; `significance.paired` is for the same ones.
-    """
-    return z * math.sqrt((first * (1 - first) + second * (1 - second)) / count)
-
-
 def confusion(predictions: Predictions) -> Tensor:
     """Return counts [classes, classes], int64: rows are true classes, columns predicted ones."""
     classes = len(predictions.split.classes)
@@ -184,49 +168,6 @@ def temperature(predictions: Predictions) -> float:
 def calibrated(predictions: Predictions, temperature: float) -> Predictions:
     """Return the same predictions with their logits divided by a temperature."""
     return Predictions(predictions.split, predictions.logits / temperature)
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """Scores of the exported model, whose logits are divided by a temperature that was fit on the validation split."""
-
-    temperature: float
-    loss: float
-    calibration_error: float
-
-
-@dataclass(frozen=True)
-class Reviewed:
-    """Scores without the images whose labels people rejected (`datasets.Dataset.rejected`)."""
-
-    accuracy: float
-    errors: int
-    count: int
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The content of metrics/test.json: accuracy with Wilson's 95 % interval, loss in nats, F1 averaged over classes.
-
-    `recall` is by label; it and F1 leave out classes of which the split has no image. `reviewed` is left out of the
-    file for data whose labels nobody has reviewed.
-    """
-
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    errors: int
-    count: int
-    loss: float
-    calibration_error: float
-    macro_f1: float
-    calibrated: Calibrated
-    recall: dict[str, float]
-    reviewed: Reviewed | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the content of the file."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def scores(predictions: Predictions, bins: int, temperature: float = 1.0, rejected: Sequence[int] = ()) -> Scores:

@@ -1,39 +1,9 @@
 """What is measured of a trained network beyond its scores, as evidence for what to try next."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from digits.learning import curve, evaluation
-from digits.learning.robustness import Robustness
-
-SUSPECT = 0.05  # a mistake made with more confidence than this share of the correct answers is worth a look
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The content of metrics/evidence.json.
-
-    All of it but `suspects`, indices of test images, is measured on the validation split, so that following a piece of
-    advice does not fit the test set. `last_gain` is how much the validation loss fell in the last epoch.
-    """
-
-    classes: int
-    count: int
-    errors: int
-    accuracy: float
-    train_accuracy: float
-    epochs: int
-    best_epoch: int
-    last_gain: float
-    lowest_loss: float
-    last_loss: float
-    pair: list[str]
-    pair_errors: int
-    weakest: str
-    weakest_count: int
-    weakest_recall: float
-    suspects: list[int]
-    robustness: Robustness
+from digits.learning.scores import SUSPECT, Evidence, Robustness
 
 
 def collect(

@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils.flop_counter import FlopCounterMode
 
 from digits.datasets import Shape
@@ -23,7 +24,8 @@ from digits.errors import UserError
 from digits.files import SEAL, flatten, is_intact, seal, write_bytes
 from digits.images.batches import to_float
 from digits.images.splits import Split
-from digits.learning import evaluation, models
+from digits.learning import evaluation
+from digits.learning.description import Description, described
 from digits.serving import runtime
 
 INPUT, OUTPUT = "images", "logits"
@@ -34,23 +36,28 @@ def _example(shape: Shape) -> Tensor:
     return torch.zeros(2, shape.channels, shape.side, shape.side)  # a batch of 1 would be frozen into the graph
 
 
-def write_pt2(network: nn.Module, path: Path, description: models.Description) -> None:
-    """Write `network` (in evaluation mode, on the CPU) as a torch.export archive; `torch.export.load` reads it.
-
-    The description is the archive's extra file `model.json`, the checksum of the file the comment of the archive.
-    """
-    program = torch.export.export(network, (_example(description.shape),), dynamic_shapes=DYNAMIC)
+def capture(network: nn.Module, shape: Shape) -> ExportedProgram:
+    """Return the operations of `network` (in evaluation mode, on the CPU) for images of a shape."""
+    program = torch.export.export(network, (_example(shape),), dynamic_shapes=DYNAMIC)
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)
+    return program
+
+
+def write_pt2(program: ExportedProgram, path: Path, description: Description) -> None:
+    """Write a captured network as a torch.export archive; `torch.export.load` reads it.
+
+    The description is the archive's extra file `model.json`, the checksum of the file the comment of the archive.
+    """
     buffer = io.BytesIO()  # given a path, torch would write the file's name into the archive
     torch.export.save(program, buffer, extra_files={"model.json": json.dumps(asdict(description), sort_keys=True)})
     content = buffer.getvalue().removesuffix(b"\0\0")  # the length of the comment, which comes last
     write_bytes(path, seal(content + len(SEAL).to_bytes(2, "little") + SEAL.encode()))
 
 
-def read_pt2(content: bytes) -> models.Description:
+def read_pt2(content: bytes) -> Description:
     """Return what a pt2 file says about itself.
 
     Raises ValueError unless it is as `write_pt2` wrote it, and nothing in it is run when it is loaded: to
@@ -75,17 +82,17 @@ def read_pt2(content: bytes) -> models.Description:
                     torch.load(io.BytesIO(archive.read(entry)), "cpu", weights_only=True)
                 except pickle.UnpicklingError:
                     raise ValueError(f"{name} would run code") from None
-        return models.described(json.loads(archive.read(entries[names.index("extra/model.json")])))
+        return described(json.loads(archive.read(entries[names.index("extra/model.json")])))
 
 
-def write_onnx(network: nn.Module, path: Path, opset: int, description: models.Description) -> None:
-    """Write `network` (in evaluation mode, on the CPU) as one ONNX file.
+def write_onnx(program: ExportedProgram, path: Path, opset: int, description: Description) -> None:
+    """Write a captured network as one ONNX file.
 
     Its metadata are the names of the classes, the description and the checksum of the file (`files.is_intact`).
     """
     options: dict[str, Any] = {"dynamic_shapes": DYNAMIC, "opset_version": opset, "dynamo": True, "verbose": False}
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
-    exported = torch.onnx.export(network, (_example(description.shape),), **options, **names)
+    exported = torch.onnx.export(program, (_example(description.shape),), **options, **names)
     assert exported is not None  # only the old exporter returns None
     model = exported.model
     # torch would ask for the newest format, which runtimes refuse although they know the operators.

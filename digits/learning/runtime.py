@@ -120,6 +120,11 @@ def environment(device: torch.device, precision: torch.dtype) -> dict[str, str]:
     }
 
 
+def recorded(p: RuntimeParams, device: torch.device, processes: int = 1) -> dict[str, str]:
+    """Return what a run says of where it ran."""
+    return environment(device, precision_of(p, device)) | {"processes": str(processes)}
+
+
 def _processor() -> str:
     """Return the processor's name with family and model, which a virtual machine's short name leaves out."""
     try:

@@ -19,8 +19,10 @@ from digits import paths
 from digits.errors import UserError, reason
 from digits.files import digest, read_as
 from digits.images.batches import augment, batches, to_float
-from digits.images.splits import Split, Statistics
-from digits.learning import checkpoints, curve, distributed, evaluation, models, networks, runtime, streams
+from digits.images.splits import Split
+from digits.images.statistics import Statistics
+from digits.learning import checkpoints, curve, distributed, evaluation, networks, runtime, streams
+from digits.learning.description import Description
 from digits.params import Params, TrainParams
 
 
@@ -193,7 +195,7 @@ class Training:
         figures = kept.train_loss, kept.validation_loss, kept.train_accuracy, kept.validation_accuracy
         return curve.TrainMetrics(*figures, len(epochs), kept.epoch, networks.count_parameters(self.network))
 
-    def description(self, data: dict[str, str], code: dict[str, str]) -> models.Description:
+    def description(self, data: dict[str, str], code: dict[str, str]) -> Description:
         """Return what determines the trained weights: network, params, and the MD5s of `data` and `code` by path."""
         p = self._p
         shaping = p.model_dump(include={"recipe", "seed", "train", "augmentation"})
@@ -201,7 +203,7 @@ class Training:
         shaping["runtime"]["precision"] = runtime.name_of(self.precision)
         classes = list(self._learned.classes)
         shape = self._learned.shape
-        return models.Description(p.model.name, classes, p.model.knobs(), shaping, data, digest(code), shape, self._ink)
+        return Description(p.model.name, classes, p.model.knobs(), shaping, data, digest(code), shape, self._ink)
 
 
 def begin(p: Params, learned: Split, held_out: Split, device: torch.device) -> Training:

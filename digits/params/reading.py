@@ -1,8 +1,10 @@
 """YAML -> frozen, validated objects, with one line for each fault."""
 
+import copy
 import re
 import shutil
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -52,6 +54,11 @@ def parse(text: str) -> Any:
 
     Raises ValueError if it is not valid, or so large or deep that it cannot be meant.
     """
+    return copy.deepcopy(_parsed(text))
+
+
+@lru_cache(maxsize=8)  # a stage reads params.yaml, dvc.yaml and dvc.lock several times, each in a tenth of a second
+def _parsed(text: str) -> Any:
     if len(text) > LONGEST:
         raise ValueError(f"{len(text):,} characters are more than {LONGEST:,}")
     try:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from digits import params, paths
 from digits.files import flatten, md5, read_as, read_json
-from digits.images.splits import Statistics
-from digits.learning import curve, evaluation
+from digits.images.statistics import Statistics
+from digits.learning import curve
+from digits.learning.scores import Scores, wilson
 from digits.params.reading import choose, parse
 from digits.records import lineage, names
 
@@ -128,11 +129,11 @@ def figures(*, evaluated: bool) -> str:
     """Return the errors of the result in this folder, with their 95 % intervals."""
     statistics, train = read_as(Statistics, paths.DATASET_METRICS), read_as(curve.TrainMetrics, paths.TRAIN_METRICS)
     count = statistics.validation.count
-    low, high = evaluation.wilson(names.errors(train.validation_accuracy, count), count)
+    low, high = wilson(names.errors(train.validation_accuracy, count), count)
     error, interval = _percent(1 - train.validation_accuracy), f"{_percent(low)} to {_percent(high)}"
     said = f"{error} validation error (95 % interval {interval})"
     if evaluated:
-        test = read_as(evaluation.Scores, paths.TEST_METRICS)
+        test = read_as(Scores, paths.TEST_METRICS)
         interval = f"{_percent(1 - test.accuracy_high)} to {_percent(1 - test.accuracy_low)}"
         said += f", {_percent(1 - test.accuracy)} test error ({interval})"
     return said
@@ -150,7 +151,7 @@ def description(run_id: str, stages: Sequence[str], verdict: str, changed: str |
     parts.append(f"Reproduce every bit: `python -m digits reproduce {run_id}`")
     if "evaluate" in stages:
         # Only now: what train loads, it would have to depend on.
-        from digits.learning.evidence import Evidence
+        from digits.learning.scores import Evidence
         from digits.reports import advice
 
         parts.append(f"To try next:\n\n{advice.listed(read_as(Evidence, paths.EVIDENCE))}")

@@ -3,6 +3,7 @@
 Each new network becomes a version; the alias `champion` names the one that proved best on validation images.
 """
 
+import json
 import re
 import tempfile
 from dataclasses import dataclass
@@ -12,11 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from digits import paths
 from digits.errors import reason
-from digits.files import md5, parse_table, read_as
-from digits.images import splits
-from digits.images.batches import to_float
-from digits.learning import evaluation, models
-from digits.learning.layers import Calibrated
+from digits.files import md5, parse_table
 from digits.records import pages, served
 from digits.records.names import KEY
 from digits.reports import significance
@@ -77,21 +74,19 @@ def content() -> dict[str, Any]:
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
+    from safetensors import safe_open
 
-    network, description = models.load(paths.MODEL)
-    temperature = read_as(evaluation.Scores, paths.TEST_METRICS).calibrated.temperature
-    shape = description.shape
-    # No names: with one, mlflow.pyfunc would hand the network a dictionary.
-    image = TensorSpec(np.dtype(np.float32), (-1, shape.channels, shape.side, shape.side))
-    logits = TensorSpec(np.dtype(np.float32), (-1, len(description.classes)))
-    return {
-        "pytorch_model": Calibrated(network, temperature).eval(),
-        "signature": ModelSignature(Schema([image]), Schema([logits])),
-        # Two: a batch of one would be frozen into the graph.
-        "input_example": to_float(splits.load(paths.TEST).images[:2]).numpy(),
-        # Inferring them takes mlflow seconds.
-        "pip_requirements": [f"{name}=={version(name)}" for name in ("numpy", "onnxruntime")],
-    }
+    with safe_open(paths.TEST, framework="numpy") as file:
+        images, classes = file.get_slice("images"), json.loads(file.metadata()["classes"])
+        # No names: with one, mlflow.pyfunc would hand the network a dictionary.
+        image = TensorSpec(np.dtype(np.float32), (-1, *images.get_shape()[1:]))
+        logits = TensorSpec(np.dtype(np.float32), (-1, len(classes)))
+        return {
+            "signature": ModelSignature(Schema([image]), Schema([logits])),
+            "input_example": images[:2].astype(np.float32) / 255,
+            # Inferring them takes mlflow seconds.
+            "pip_requirements": [f"{name}=={version(name)}" for name in ("numpy", "onnxruntime")],
+        }
 
 
 def _version_of(client: "MlflowClient", checksum: str) -> "ModelVersion | None":

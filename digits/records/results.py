@@ -19,7 +19,7 @@ from typing import Any
 from digits import paths, pipeline
 from digits.errors import UserError, harmless, reason
 from digits.files import digest, flatten, is_intact, md5, parse_table
-from digits.learning.models import Description, described
+from digits.learning.description import Description, described
 from digits.params.reading import choose
 from digits.records import lineage, names, runs, store
 

@@ -25,12 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from digits import paths, pipeline
 from digits.errors import public
 from digits.files import digest, flatten, md5, read_json
-from digits.learning import curve, distributed, runtime
+from digits.learning import curve
 from digits.learning.curve import Epoch
 from digits.params import Params
 from digits.records import lineage, names, pages, registry, store
@@ -43,7 +42,10 @@ if TYPE_CHECKING:
 SPLITS = {"train": ("train", "validation"), "evaluate": ("test",), "export": ()}
 MODELS = {"train": {"model": paths.MODEL}, "evaluate": {}, "export": {"onnx": paths.ONNX, "pt2": paths.PT2}}
 METRICS = {"train": paths.TRAIN_METRICS, "evaluate": paths.TEST_METRICS, "export": paths.EXPORT_METRICS}
+FINISHED = "FINISHED"  # MLflow's status of a run that is complete
 RECORD, PATCH, OUTPUTS = "provenance/record.json", "provenance/uncommitted.patch", "provenance/outputs.json"
+
+_process_id: int | None = None  # None: this one's
 
 
 class TrainingRun:
@@ -53,12 +55,12 @@ class TrainingRun:
     that of the training's checkpoint: a run that a killed process left behind under it is resumed.
     """
 
-    def __init__(self, p: Params, device: torch.device, key: str) -> None:
-        self._params, self._device, self._key = p, device, key
+    def __init__(self, p: Params, environment: dict[str, str], key: str) -> None:
+        self._params, self._environment, self._key = p, environment, key
         self._run_id: str | None = None
         self._logged: set[int] = set()
         self._live = False
-        self._began = time.monotonic()
+        self._began, self._before = time.monotonic(), 0.0  # the latter before it was resumed
 
     def __enter__(self) -> "TrainingRun":
         if store.is_off():
@@ -69,61 +71,80 @@ class TrainingRun:
             if self._run_id:
                 client.set_tag(self._run_id, f"{KEY}process", process_name())
                 self._logged = _logged_epochs(client, self._run_id)
-                self._began -= client.get_run(self._run_id).data.metrics.get(SECONDS, 0.0)
+                self._before = client.get_run(self._run_id).data.metrics.get(SECONDS, 0.0)
+                if not any(
+                    file.path == RECORD for file in client.list_artifacts(self._run_id, Path(RECORD).parent.name)
+                ):
+                    _describe(client, self._run_id, self._params, self._environment, lineage.uncommitted())
             else:
-                self._run_id = create(client, experiment, self._params, self._device)
-                client.set_tag(self._run_id, f"{KEY}training", self._key)
+                key = {f"{KEY}training": self._key}
+                self._run_id = create(client, experiment, self._params, self._environment, **key)
             self._live = True
         return self
 
-    def log(self, epoch: Epoch) -> None:
-        """Log one epoch. After a failure no further one is tried: leaving makes up for what is missing."""
+    def log(self, epoch: Epoch, seconds: float | None = None) -> None:
+        """Log one epoch, and after how many `seconds` it came, by default those until now.
+
+        After a failure no further one is tried: leaving makes up for what is missing.
+        """
+        seconds = time.monotonic() - self._began if seconds is None else seconds
         if self._live and self._run_id and epoch.epoch not in self._logged:
             self._live = False
             with store.survival():
-                log_epochs(
-                    store.connect()[0], self._run_id, [epoch], {SECONDS: round(time.monotonic() - self._began, 1)}
-                )
+                log_epochs(store.connect()[0], self._run_id, [epoch], {SECONDS: round(self._before + seconds, 1)})
                 self._live = True
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.end(status_of(kind))
+
+    def end(self, status: str) -> None:
+        """End the run with a status of MLflow's; one that is finished gets what the stage wrote."""
         if self._run_id:
             with store.survival():
-                if kind is None:
-                    _record(self._params, "train", self._device, self._run_id)
+                if status == FINISHED:
+                    _record(self._params, "train", self._environment, self._run_id)
                 else:
-                    status = "FAILED" if issubclass(kind, Exception) else "KILLED"
                     store.connect()[0].set_terminated(self._run_id, status)
 
 
-def record(p: Params, stage: str, device: torch.device) -> None:
+def status_of(kind: type[BaseException] | None) -> str:
+    """Return the status of a run that ended with this type of exception, or with none."""
+    return FINISHED if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
+
+
+def record(p: Params, stage: str, environment: dict[str, str]) -> None:
     """Add what `stage` wrote, and what is missing before it, to the run that the files at hand belong to."""
     if not store.is_off():
         with store.survival():
-            _record(p, stage, device)
+            _record(p, stage, environment)
 
 
-def sync(p: Params, device: torch.device) -> None:
+def sync(p: Params, environment: dict[str, str]) -> None:
     """Log the results in this folder as one complete run, unless there is one. Raises UserError if MLflow fails."""
     with store.access():
-        _record(p, "export", device)
+        _record(p, "export", environment)
 
 
 def create(
-    client: "MlflowClient", experiment: str, p: Params, device: torch.device, name: str | None = None, **more: str
+    client: "MlflowClient",
+    experiment: str,
+    p: Params,
+    environment: dict[str, str],
+    name: str | None = None,
+    **more: str,
 ) -> str:
     """Begin a run that says what is run: params, code, environment, experiment. Return its id.
 
-    `name` is that of the run, by default of the DVC experiment or the commit; `more` are further tags.
+    `environment` is `learning.runtime.recorded`; `name` is that of the run, by default of the DVC experiment or the
+    commit; `more` are further tags.
     """
-    from mlflow.entities import Param
-
     experiment_name, commit, changes = os.environ.get("DVC_EXP_NAME"), lineage.commit(), lineage.uncommitted()
-    code = pipeline.code(*pipeline.stages())
-    environment = runtime.environment(device, runtime.precision_of(p.runtime, device))
-    environment["processes"] = str(distributed.size())
     tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": "dvc", "mlflow.user": getpass.getuser()}
-    tags |= {f"{KEY}process": process_name(), f"{KEY}code": digest(code), pages.COLOR: pages.color(client, experiment)}
+    tags |= {
+        f"{KEY}process": process_name(),
+        f"{KEY}code": digest(pipeline.code(*pipeline.stages())),
+        pages.COLOR: pages.color(client, experiment),
+    }
     tags |= {"machine": "{device}, {threads} threads, {precision}, torch {torch}".format(**environment), **more}
     if changed := pages.changed(p):
         tags["changed"] = changed
@@ -134,10 +155,18 @@ def create(
     tags["git_dirty"] = changes.summary()
     created = client.create_run(experiment, tags=tags, run_name=name or experiment_name or (commit and commit[:7]))
     run_id = str(created.info.run_id)
+    _describe(client, run_id, p, environment, changes)
+    return run_id
+
+
+def _describe(
+    client: "MlflowClient", run_id: str, p: Params, environment: dict[str, str], changes: lineage.Changes
+) -> None:
+    """Log what a run was begun with; the file `RECORD` comes last, so that a run that has it has all."""
+    from mlflow.entities import Param
+
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in names.used(p.flat()).items()])
     client.log_inputs(run_id, pages.datasets(p.data.name, SPLITS["train"]))
-    missing = {"left_out": changes.left_out, "unknown": changes.unknown}
-    client.log_dict(run_id, {"commit": commit, **missing, "code": code, "environment": environment}, RECORD)
     for line in (*changes.left_out, *([f"unknown: {changes.unknown}"] if changes.unknown else [])):
         print(f"MLflow: not recorded of the uncommitted changes: {line}", file=sys.stderr)
     if changes.patch:
@@ -145,12 +174,24 @@ def create(
             file = Path(folder, Path(PATCH).name)
             file.write_bytes(changes.patch)  # not as text: it contains files as they are, in any encoding
             client.log_artifact(run_id, str(file), Path(PATCH).parent.as_posix())
-    return run_id
+    missing = {"left_out": changes.left_out, "unknown": changes.unknown}
+    code = pipeline.code(*pipeline.stages())
+    client.log_dict(run_id, {"commit": lineage.commit(), **missing, "code": code, "environment": environment}, RECORD)
+
+
+def act_for(process_id: int) -> None:
+    """Log in the name of another process: a run is alive as long as that one is."""
+    global _process_id
+    _process_id = process_id
 
 
 def process_name() -> str:
-    """Name this process so that others can tell whether it is still there: host, process id, time of its start."""
-    return f"{platform.node()} {os.getpid()} {psutil.Process().create_time():.2f}"
+    """Name the process that runs are logged for so that others can tell whether it is still there.
+
+    By host, process id and time of its start.
+    """
+    process = psutil.Process(_process_id)
+    return f"{platform.node()} {process.pid} {process.create_time():.2f}"
 
 
 def _is_gone(process: str) -> bool:
@@ -175,7 +216,7 @@ def clear_up(client: "MlflowClient", experiment: str, key: str | None = None) ->
     return found
 
 
-def _record(p: Params, stage: str, device: torch.device, run_id: str | None = None) -> None:
+def _record(p: Params, stage: str, environment: dict[str, str], run_id: str | None = None) -> None:
     """Complete the run `run_id`, or the one that matches the files at hand, or a new one, up to `stage`.
 
     Later stages are included where DVC will skip them because their inputs are unchanged.
@@ -189,7 +230,7 @@ def _record(p: Params, stage: str, device: torch.device, run_id: str | None = No
             break
         known.append(name)
     digests = {f"{KEY}{name}": _digest(p, name) for name in known}
-    run_id = run_id or _find(client, experiment, digests) or create(client, experiment, p, device)
+    run_id = run_id or _find(client, experiment, digests) or create(client, experiment, p, environment)
     tags = client.get_run(run_id).data.tags
     for place, name in enumerate(known, 1):
         if f"{KEY}{name}" not in tags:

@@ -110,8 +110,16 @@ def lock(name: str) -> FileLock:
     return FileLock(file)
 
 
-def connect() -> tuple["MlflowClient", str]:
-    """Return a client and the id of the experiment, both created or restored if need be."""
+def prepare() -> None:
+    """Load MLflow, and open its store where that is a database: what takes seconds, and asks no tracking server."""
+    if is_remote():
+        _load()
+    else:
+        connect()
+
+
+def _load() -> Any:
+    """Return the module mlflow, set up."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -119,6 +127,12 @@ def connect() -> tuple["MlflowClient", str]:
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what they report, they also raise
     mlflow.set_tracking_uri(uri())
+    return mlflow
+
+
+def connect() -> tuple["MlflowClient", str]:
+    """Return a client and the id of the experiment, both created or restored if need be."""
+    mlflow = _load()
     _reach(uri())
     with lock("mlflow"):  # two processes that create the database at once would both fail
         if uri() == _own_uri():

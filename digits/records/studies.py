@@ -4,8 +4,6 @@ import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from digits.learning.curve import Epoch
 from digits.params import Params
 from digits.records import runs, store
@@ -20,8 +18,8 @@ LOST = "the search continues without a record there"
 class TrialRun:
     """The run of one trial: `with TrialRun(…) as live: live.log(epoch)`. TrialPruned is not a failure."""
 
-    def __init__(self, p: Params, device: torch.device, study: str, number: int) -> None:
-        self._params, self._device, self._study, self._number = p, device, study, number
+    def __init__(self, p: Params, environment: dict[str, str], study: str, number: int) -> None:
+        self._params, self._environment, self._study, self._number = p, environment, study, number
         self._run_id: str | None = None
 
     def __enter__(self) -> "TrialRun":
@@ -31,7 +29,7 @@ class TrialRun:
                 runs.clear_up(client, experiment)
                 tags = {"mlflow.parentRunId": _run_of(client, experiment, self._study), "trial": str(self._number)}
                 name = f"{self._study} trial {self._number}"
-                self._run_id = runs.create(client, experiment, self._params, self._device, name, **tags)
+                self._run_id = runs.create(client, experiment, self._params, self._environment, name, **tags)
         return self
 
     def log(self, epoch: Epoch) -> None:

@@ -2,9 +2,8 @@
 
 from statistics import NormalDist
 
-from digits.images.corruptions import described
-from digits.learning.evaluation import margin, wilson
-from digits.learning.evidence import SUSPECT, Evidence
+from digits.images.severities import described
+from digits.learning.scores import SUSPECT, Evidence, margin, wilson
 
 # A less accurate network makes confident mistakes on its own: about 15 of the 10,000 test labels of MNIST are wrong
 # (C. G. Northcutt et al., 2021, NeurIPS).

@@ -6,11 +6,11 @@ from typing import Any
 
 from digits.datasets import DATASETS
 from digits.files import flatten
-from digits.images.corruptions import described
-from digits.images.splits import Statistics
-from digits.learning import curve, evaluation, exporting, models
-from digits.learning.evidence import Evidence
-from digits.learning.robustness import ORIGINAL, QUANTILES
+from digits.images.severities import described
+from digits.images.statistics import Statistics
+from digits.learning import curve, exporting
+from digits.learning.description import Description
+from digits.learning.scores import ORIGINAL, QUANTILES, Evidence, Scores
 from digits.reports import advice
 
 HELD_OUT = """
@@ -40,10 +40,10 @@ def _absent(classes: list[str], recall: Mapping[str, float]) -> str:
 
 def model_card(
     data_name: str,
-    description: models.Description,
+    description: Description,
     dataset: Statistics,
     train: curve.TrainMetrics,
-    test: evaluation.Scores,
+    test: Scores,
     exported: Mapping[str, exporting.Exported],
     evidence: Evidence,
     operations: int,

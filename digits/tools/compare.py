@@ -18,7 +18,7 @@ from digits import paths
 from digits.errors import UserError
 from digits.files import md5
 from digits.images import splits
-from digits.learning.evaluation import wilson
+from digits.learning.scores import wilson
 from digits.records import results
 from digits.records.results import SPLITS, WORKSPACE, Answers, Result
 from digits.reports import significance

@@ -20,4 +20,4 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
         raise UserError(f"MLFLOW_TRACKING_URI: is {store.OFF}; must name a tracking server, or not be set")
     if subprocess.run([sys.executable, "-m", "dvc", "status", "--quiet"], check=False).returncode:
         raise UserError("the results here are not those of the code, data and params here; run `dvc repro` first")
-    runs.sync(p, runtime.prepare(p.runtime))
+    runs.sync(p, runtime.recorded(p.runtime, runtime.prepare(p.runtime)))

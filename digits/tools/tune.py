@@ -176,7 +176,9 @@ class Objective:
         reached = []
         try:
             p = self._params(suggest(trial, self._search.space))
-            with studies.TrialRun(p, self.device, self._search.study, trial.number) as live:
+            with studies.TrialRun(
+                p, runtime.recorded(p.runtime, self.device), self._search.study, trial.number
+            ) as live:
                 for epoch in training.begin(p, *self._splits, self.device).epochs():
                     live.log(epoch)
                     reached.append(epoch.validation_accuracy)

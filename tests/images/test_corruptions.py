@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from digits.images.corruptions import CORRUPTIONS, SEVERITIES, corrupt, described, meaningless
+from digits.images.corruptions import corrupt, meaningless
+from digits.images.severities import CORRUPTIONS, SEVERITIES, described
 from tests.conftest import bars
 
 IMAGES = bars(12).images

@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 
 from digits.images import splits
-from digits.images.splits import Count, Split
+from digits.images.splits import Split
+from digits.images.statistics import Count
 
 from ..conftest import ROOT, bars
 

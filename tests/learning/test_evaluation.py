@@ -15,6 +15,7 @@ from digits.images.batches import to_float
 from digits.images.splits import Split
 from digits.learning import evaluation, networks
 from digits.learning.evaluation import Predictions
+from digits.learning.scores import Calibrated, Reviewed, wilson
 
 CPU = torch.device("cpu")
 
@@ -91,11 +92,11 @@ def test_predictions_are_the_likeliest_classes_with_their_probabilities(tmp_path
 )
 def test_wilson_interval_is_that_of_scipy(correct: int, count: int) -> None:
     interval = binomtest(correct, count).proportion_ci(method="wilson")
-    assert evaluation.wilson(correct, count) == pytest.approx((interval.low, interval.high), rel=1e-6, abs=1e-12)
+    assert wilson(correct, count) == pytest.approx((interval.low, interval.high), rel=1e-6, abs=1e-12)
 
 
 def test_wilson_interval_lies_between_0_and_1() -> None:
-    intervals = [evaluation.wilson(correct, count) for count in range(1, 200) for correct in (0, count)]
+    intervals = [wilson(correct, count) for count in range(1, 200) for correct in (0, count)]
     assert all(0 <= low < high <= 1 for low, high in intervals)
 
 
@@ -121,7 +122,7 @@ def test_scores_agree_with_scikit_learn(count: int, classes: int, missing: int |
     truth, guesses = predictions.split.labels.numpy(), predictions.logits.argmax(dim=1).numpy()
     shares = predictions.logits.double().softmax(dim=1).numpy()
     hits = int((truth == guesses).sum())
-    low, high = evaluation.wilson(hits, count)
+    low, high = wilson(hits, count)
     recall = metrics.recall_score(truth, guesses, average=None, **known)
     found = evaluation.scores(predictions, bins=15)
     assert asdict(found) == {
@@ -198,8 +199,8 @@ def test_scores_are_also_those_of_the_calibrated_model_and_without_rejected_labe
     found = answers(torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 1, 0]))
     scores = evaluation.scores(found, 10, 0.5, [1])
     scaled = evaluation.scores(evaluation.calibrated(found, 0.5), 10)
-    assert scores.calibrated == evaluation.Calibrated(0.5, scaled.loss, scaled.calibration_error)
-    assert scores.reviewed == evaluation.Reviewed(1.0, 0, 3)
+    assert scores.calibrated == Calibrated(0.5, scaled.loss, scaled.calibration_error)
+    assert scores.reviewed == Reviewed(1.0, 0, 3)
     assert (scores.accuracy, scores.errors) == (0.75, 1)
     assert scores.as_json()["reviewed"] == {"accuracy": 1.0, "errors": 0, "count": 3}
     assert "reviewed" not in scaled.as_json()

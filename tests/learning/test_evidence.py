@@ -6,8 +6,7 @@ from digits.images.splits import Split
 from digits.learning import evidence
 from digits.learning.curve import Epoch, TrainMetrics
 from digits.learning.evaluation import Predictions
-from digits.learning.evidence import Evidence
-from digits.learning.robustness import Robustness
+from digits.learning.scores import Evidence, Robustness
 from tests.conftest import CLASSES, bars
 
 ROBUST = Robustness(90, 0.9, {}, {})

@@ -15,10 +15,10 @@ from torch import nn
 from digits.datasets import MNIST_SHAPE
 from digits.errors import UserError
 from digits.learning import evaluation, exporting, models, networks
+from digits.learning.description import Description
 from digits.learning.evaluation import Predictions
 from digits.learning.exporting import Exported
 from digits.learning.layers import Calibrated
-from digits.learning.models import Description
 from tests.conftest import CLASSES, ROOT, bars
 
 KNOBS: dict[str, Any] = {"crop": 0, "channels": [2, 3], "hidden": 5, "dropout": 0.5}
@@ -29,8 +29,9 @@ import logging
 from pathlib import Path
 from digits.learning import exporting, models
 network, description = models.load(Path("model.safetensors"))
-exporting.write_onnx(network, Path("model.onnx"), 18, description)
-exporting.write_pt2(network, Path("other name.pt2"), description)
+program = exporting.capture(network, description.shape)
+exporting.write_onnx(program, Path("model.onnx"), 18, description)
+exporting.write_pt2(program, Path("other name.pt2"), description)
 assert not logging.root.manager.disable
 """
 
@@ -47,8 +48,9 @@ def network() -> nn.Module:
 def exported(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     models.save(network, DESCRIPTION, folder / "model.safetensors")
-    exporting.write_onnx(network, folder / "model.onnx", 18, DESCRIPTION)
-    exporting.write_pt2(network, folder / "model.pt2", DESCRIPTION)
+    program = exporting.capture(network, MNIST_SHAPE)
+    exporting.write_onnx(program, folder / "model.onnx", 18, DESCRIPTION)
+    exporting.write_pt2(program, folder / "model.pt2", DESCRIPTION)
     return folder
 
 
@@ -83,8 +85,9 @@ def test_mlp_is_exported_as_well(tmp_path: Path) -> None:
     network = networks.build("mlp", 3, {"hidden": [4], "dropout": 0.5}).eval()
     split = bars(5)
     expected = evaluation.predict(network, split, 5, torch.device("cpu")).logits
-    exporting.write_onnx(network, tmp_path / "model.onnx", 21, DESCRIPTION)
-    exporting.write_pt2(network, tmp_path / "model.pt2", DESCRIPTION)
+    program = exporting.capture(network, MNIST_SHAPE)
+    exporting.write_onnx(program, tmp_path / "model.onnx", 21, DESCRIPTION)
+    exporting.write_pt2(program, tmp_path / "model.pt2", DESCRIPTION)
     assert (exporting.run_onnx(tmp_path / "model.onnx", split, 1, threads=1) - expected).abs().max() < 1e-5
     assert (exporting.run_pt2(tmp_path / "model.pt2", split, 1) - expected).abs().max() < 1e-5
     assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == 21
@@ -170,9 +173,8 @@ def test_calibrated_network_divides_its_logits_and_is_exported(tmp_path: Path) -
     network = networks.build("linear", 3, {}).eval()
     split = bars(6)
     trained = evaluation.predict(network, split, 4, torch.device("cpu"))
-    exporting.write_onnx(
-        Calibrated(network, 0.25).eval(), tmp_path / "model.onnx", 18, Description("linear", [], {}, {}, {}, "")
-    )
+    program = exporting.capture(Calibrated(network, 0.25).eval(), MNIST_SHAPE)
+    exporting.write_onnx(program, tmp_path / "model.onnx", 18, Description("linear", [], {}, {}, {}, ""))
     found = exporting.run_onnx(tmp_path / "model.onnx", split, 4, 1)
     assert torch.allclose(found, 4 * trained.logits, atol=1e-5)
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from digits.errors import UserError
 from digits.learning import models
-from digits.learning.models import Description
+from digits.learning.description import Description
 
 from .test_networks import CNN, NETWORKS, build, images
 

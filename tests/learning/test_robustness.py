@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from digits.images.corruptions import CORRUPTIONS
+from digits.images.severities import CORRUPTIONS
 from digits.images.splits import Split
 from digits.learning import robustness
-from digits.learning.robustness import ORIGINAL, Robustness
+from digits.learning.scores import ORIGINAL, Robustness
 from tests.conftest import bars
 
 CPU = torch.device("cpu")

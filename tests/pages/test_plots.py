@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from digits import pipeline
-from digits.images.corruptions import CORRUPTIONS
+from digits.images.severities import CORRUPTIONS
 from tests.conftest import ROOT, git
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from digits import params
-from digits.learning import networks
+from digits.learning import networks, runtime
 from digits.learning.curve import Epoch
 from digits.records import store
 from digits.records.runs import TrainingRun
@@ -38,7 +38,8 @@ def client(miniature: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> M
 
 
 def training_run(key: str = "key") -> TrainingRun:
-    return TrainingRun(params.load(networks.check), torch.device("cpu"), key)
+    p = params.load(networks.check)
+    return TrainingRun(p, runtime.recorded(p.runtime, torch.device("cpu")), key)
 
 
 def experiment(client: MlflowClient) -> str:

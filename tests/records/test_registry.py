@@ -14,13 +14,14 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.entities.model_registry import ModelVersion
 
 from digits import paths
+from digits.datasets import MNIST_SHAPE
 from digits.files import md5, write_json, write_table
 from digits.images import splits
 from digits.images.batches import to_float
 from digits.learning import evaluation, exporting, models, networks
 from digits.learning.curve import TrainMetrics
+from digits.learning.description import Description
 from digits.learning.layers import Calibrated
-from digits.learning.models import Description
 from digits.records import registry
 from digits.records.names import KEY
 from digits.reports import significance
@@ -180,7 +181,9 @@ def test_network_becomes_a_version_once_with_what_it_predicts(client: MlflowClie
     network, test = networks.build("linear", len(CLASSES), {}).eval(), bars(6)
     description = Description("linear", list(CLASSES), {}, {}, {}, "")
     models.save(network, description, paths.MODEL)
-    exporting.write_onnx(Calibrated(network, 0.5).eval(), paths.ONNX, 18, description)
+    program = exporting.capture(Calibrated(network, 0.5).eval(), MNIST_SHAPE)
+    exporting.write_onnx(program, paths.ONNX, 18, description)
+    exporting.write_pt2(program, paths.PT2, description)
     for path in (paths.TEST, paths.VALIDATION):
         splits.save(test, path)
     predictions = evaluation.predict(network, test, 6, torch.device("cpu"))

@@ -8,10 +8,11 @@ import torch
 from mlflow import MlflowClient
 
 from digits import paths
+from digits.datasets import MNIST_SHAPE
 from digits.errors import UserError
 from digits.files import digest
 from digits.learning import exporting, models, networks
-from digits.learning.models import Description
+from digits.learning.description import Description
 from digits.records import results, runs
 from digits.records.results import Answers, Result
 
@@ -30,8 +31,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = networks.build("mlp", 2, DESCRIPTION.knobs).eval()
     folder = tmp_path_factory.mktemp("exported")
     models.save(network, DESCRIPTION, folder / "model.safetensors")
-    exporting.write_onnx(network, folder / "model.onnx", 18, DESCRIPTION)
-    exporting.write_pt2(network, folder / "model.pt2", DESCRIPTION)
+    program = exporting.capture(network, MNIST_SHAPE)
+    exporting.write_onnx(program, folder / "model.onnx", 18, DESCRIPTION)
+    exporting.write_pt2(program, folder / "model.pt2", DESCRIPTION)
     return folder
 
 

@@ -1,6 +1,7 @@
 """What is logged beside the stages: when one stops or is killed, and when MLflow cannot be used."""
 
 import contextlib
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,10 +15,11 @@ from mlflow import MlflowClient
 
 from digits.errors import UserError
 from digits.records import runs
+from digits.records.names import KEY
 
 from ..conftest import ROOT
 from ..stages.conftest import SHORT, run_stage, write_params
-from .conftest import EPOCH, newest, training_run
+from .conftest import EPOCH, experiment, newest, training_run
 
 
 def test_epochs_can_be_seen_during_training(client: MlflowClient) -> None:
@@ -42,10 +44,11 @@ KILLED = f"""
 import os, signal, sys, torch
 sys.path.insert(0, {str(ROOT)!r})
 from digits import params
-from digits.learning import networks
+from digits.learning import networks, runtime
 from digits.learning.curve import Epoch
 from digits.records.runs import TrainingRun
-live = TrainingRun(params.load(networks.check), torch.device("cpu"), "key").__enter__()
+p = params.load(networks.check)
+live = TrainingRun(p, runtime.recorded(p.runtime, torch.device("cpu")), "key").__enter__()
 live.log({EPOCH!r})
 print(live._run_id, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -70,6 +73,17 @@ def test_run_of_a_killed_training_is_resumed_by_the_same_training(client: Mlflow
     assert newest(client).info.run_id == killed
     assert [metric.step for metric in client.get_metric_history(killed, "loss/train")] == [1, 2]
     assert newest(client).info.status == "FAILED"
+
+
+def test_run_that_was_only_just_created_is_completed_when_it_is_resumed(client: MlflowClient) -> None:
+    tags = {f"{KEY}training": "begun", f"{KEY}process": f"{platform.node()} 0 1.00"}
+    begun = client.create_run(experiment(client), tags=tags).info.run_id
+    with pytest.raises(UserError), training_run("begun"):
+        raise UserError
+    run = client.get_run(begun)
+    assert run.data.params["train.epochs"] == "2"
+    assert run.info.status == "FAILED"
+    assert mlflow.artifacts.load_dict(f"runs:/{begun}/{runs.RECORD}")["environment"]["threads"]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from digits import params
-from digits.learning import networks
+from digits.learning import networks, runtime
 from digits.records import studies
 from digits.records.names import KEY
 from digits.records.studies import TrialRun
@@ -17,7 +17,8 @@ from .conftest import EPOCH, experiment
 
 
 def trial(study: str, number: int = 0) -> TrialRun:
-    return TrialRun(params.load(networks.check), torch.device("cpu"), study, number)
+    p = params.load(networks.check)
+    return TrialRun(p, runtime.recorded(p.runtime, torch.device("cpu")), study, number)
 
 
 def study_and_trials(client: MlflowClient, study: str) -> tuple[Run, list[Run]]:

@@ -3,9 +3,8 @@ from typing import Any
 
 import pytest
 
-from digits.images.corruptions import CORRUPTIONS
-from digits.learning.evidence import Evidence
-from digits.learning.robustness import Robustness
+from digits.images.severities import CORRUPTIONS
+from digits.learning.scores import Evidence, Robustness
 from digits.reports import advice
 
 NOTHING = Evidence(  # stands out

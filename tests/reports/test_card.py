@@ -7,14 +7,14 @@ import pytest
 import torch
 import yaml
 
-from digits.images.corruptions import CORRUPTIONS
-from digits.images.splits import Count, Statistics
+from digits.datasets import MNIST_SHAPE
+from digits.images.severities import CORRUPTIONS
+from digits.images.statistics import Count, Statistics
 from digits.learning import exporting, networks
 from digits.learning.curve import TrainMetrics
-from digits.learning.evaluation import Calibrated, Reviewed, Scores
+from digits.learning.description import Description
 from digits.learning.exporting import Exported
-from digits.learning.models import Description
-from digits.learning.robustness import ORIGINAL, Robustness
+from digits.learning.scores import ORIGINAL, Calibrated, Reviewed, Robustness, Scores
 from digits.learning.training import Training
 from digits.reports.card import model_card
 from tests.conftest import CLASSES, Change, bars
@@ -124,7 +124,8 @@ def test_knobs_in_the_model_card_are_those_of_params_yaml(change: Change, name: 
 
 def test_code_in_the_model_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = written().split("```python\n")[1].split("```")[0]
-    exporting.write_onnx(networks.build("cnn", 3, KNOBS).eval(), tmp_path / "model.onnx", 18, DESCRIPTION)
+    program = exporting.capture(networks.build("cnn", 3, KNOBS).eval(), MNIST_SHAPE)
+    exporting.write_onnx(program, tmp_path / "model.onnx", 18, DESCRIPTION)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code, names)

@@ -3,6 +3,7 @@
 import importlib
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from digits.datasets import FILES
 from digits.files import flatten
 from digits.images.idx import format_idx
 from digits.params.reading import choose
-from digits.records import runs
+from digits.records import recorder
 
 REPOSITORY = Path(__file__).parents[2]
 SHORT = {
@@ -74,13 +75,5 @@ def miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep MLflow out of a test of files."""
-
-    def nothing(*_arguments: Any) -> None:
-        return None
-
-    def itself(run: runs.TrainingRun) -> runs.TrainingRun:
-        return run
-
-    monkeypatch.setattr(runs.TrainingRun, "__enter__", itself)
-    for owner, name in ((runs.TrainingRun, "__exit__"), (runs.TrainingRun, "log"), (runs, "record")):
-        monkeypatch.setattr(owner, name, nothing)
+    monkeypatch.setattr(recorder, "training", MagicMock())
+    monkeypatch.setattr(recorder, "record", MagicMock())

@@ -145,7 +145,8 @@ def test_sections_of_params_are_read_by_the_stages_that_depend_on_their_schema()
         (["digits/params/training.py", "digits/learning/training.py"], {"train"}),
         (["digits/params/export.py", "digits/learning/exporting.py"], {"export"}),
         (["digits/params/evaluation.py", "digits/reports/figures/evaluate.py"], {"evaluate"}),
-        (["digits/reports/advice.py", "digits/learning/evidence.py"], {"evaluate", "export"}),
+        (["digits/reports/advice.py"], {"evaluate", "export"}),
+        (["digits/learning/evidence.py", "digits/learning/robustness.py"], {"evaluate"}),
     ],
 )
 def test_change_of_a_file_concerns_these_stages_only(files: list[str], stages: set[str]) -> None:

@@ -10,7 +10,7 @@ from digits import paths, pipeline
 from digits.errors import UserError
 from digits.images import own, splits
 from digits.learning import training
-from digits.records import runs
+from digits.records import recorder
 
 from .conftest import run_stage
 
@@ -39,8 +39,8 @@ def during(monkeypatch: pytest.MonkeyPatch, stage: str, edit: Callable[[], objec
         "download": (own, "copy"),
         "preprocess": (splits, "statistics"),
         "train": (training.Training, "metrics"),
-        "evaluate": (runs, "record"),
-        "export": (runs, "record"),
+        "evaluate": (recorder, "record"),
+        "export": (recorder, "record"),
     }[stage]
     original = getattr(owner, name)
     done: list[int] = []

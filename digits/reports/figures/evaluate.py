@@ -10,11 +10,11 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 from torch.nn import functional
 
-from digits.images.corruptions import SEVERITIES
-from digits.learning.evaluation import Predictions, calibrated, confusion, principal_components, wilson
+from digits.images.severities import SEVERITIES
+from digits.learning.evaluation import Predictions, calibrated, confusion, principal_components
 from digits.learning.evaluation import recall as recall_of
 from digits.learning.evaluation import reliability as sort
-from digits.learning.robustness import Robustness
+from digits.learning.scores import Robustness, wilson
 from digits.reports.figures.style import (
     BLUE,
     GREY,

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from digits.images.splits import Split
 from digits.learning import evaluation
-from digits.learning.evaluation import Predictions, calibrated, wilson
-from digits.learning.robustness import Robustness
+from digits.learning.evaluation import Predictions, calibrated
+from digits.learning.scores import Robustness, wilson
 from digits.reports.figures import evaluate
 
 from .conftest import CONFIDENCE, LONG, RIGHT, SPLIT, WRONG, Draw, brightness, check_drawing, named, predictions

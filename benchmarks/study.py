@@ -104,7 +104,7 @@ def command(row: Row, count: int) -> str:
 
 def results(row: Row, count: int, jobs: int) -> list[Result]:
     """Run the experiments of a row, and return their results."""
-    return seeds.run(row.name, count, [*BASE, *row.settings], jobs)
+    return seeds.run(row.name, count, [*BASE, *row.settings], jobs)[0]
 
 
 def lines_of(row: Row, found: list[Result]) -> list[dict[str, str]]:

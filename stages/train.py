@@ -20,14 +20,15 @@ from digits.reports.figures import train as figures
 
 
 def main() -> None:
-    reading = pipeline.Reading("train")
-    p = params.load(networks.check)
-    if distributed.is_launcher(p.runtime.processes):
-        recorder.drop()
-        distributed.launch(p.runtime.processes, "stages.train")
-    device = runtime.prepare(p.runtime)
-    with distributed.joined(device):
-        train(p, device, reading)
+    with distributed.reported_once():
+        reading = pipeline.Reading("train")
+        p = params.load(networks.check)
+        if distributed.is_launcher(p.runtime.processes):
+            recorder.drop()
+            distributed.launch(p.runtime.processes, "stages.train")
+        device = runtime.prepare(p.runtime)
+        with distributed.joined(device):
+            train(p, device, reading)
 
 
 def train(p: params.Params, device: torch.device, reading: pipeline.Reading) -> None:

@@ -9,6 +9,9 @@ DIGITS_TORCHRUN adds torchrun's own arguments; each machine runs `python -m stag
 
     DIGITS_TORCHRUN="--nnodes 1:2 --rdzv-backend c10d --rdzv-endpoint 10.0.0.1:29400" python -m stages.train
 
+torchrun's own variables (PET_NNODES and others, as Kubeflow sets them) do the same. Where another launcher has started
+the processes (torchrun by hand, SLURM's srun, Kubeflow with a process per machine), they find each other as it says.
+
 When a process or its machine dies, torchrun restarts the others, and they resume from the last checkpoint. That is a
 file: machines that are to take over from each other share the folder.
 """
@@ -16,7 +19,9 @@ file: machines that are to take over from each other share the folder.
 import io
 import logging
 import os
+import re
 import shlex
+import subprocess
 import sys
 import tempfile
 import threading
@@ -43,7 +48,15 @@ _batch = 0
 
 def is_launcher(processes: int) -> bool:
     """Say whether this process is to launch others: several are wanted, and it was not itself launched."""
-    return "RANK" not in os.environ and (processes > 1 or bool(os.environ.get(ARGUMENTS, "").strip()))
+    if os.environ.get("PET_NPROC_PER_NODE", "1") != "1":  # also where Kubeflow has given each machine a rank
+        return "TORCHELASTIC_RUN_ID" not in os.environ
+    asked = os.environ.get("PET_NNODES", "1") not in ("1", "1:1") or os.environ.get(ARGUMENTS, "").strip()
+    return not is_launched() and (processes > 1 or bool(asked))
+
+
+def is_launched() -> bool:
+    """Say whether another process has started this one as one of several."""
+    return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def launch(processes: int, module: str) -> NoReturn:
@@ -55,8 +68,11 @@ def launch(processes: int, module: str) -> NoReturn:
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    defaults = ["--nproc-per-node", str(processes), "--max-restarts", str(RESTARTS)]
-    if not any(word.startswith(("--rdzv", "--master")) for word in arguments):
+    own = {"NPROC_PER_NODE": processes, "MAX_RESTARTS": RESTARTS}
+    defaults = [f"--{key.lower()}={value}" for key, value in own.items() if f"PET_{key}" not in os.environ]
+    meets = any(word.startswith(("--rdzv", "--master")) for word in arguments)
+    meets |= bool(os.environ.keys() & {"PET_RDZV_ENDPOINT", "PET_MASTER_ADDR"})
+    if not meets:
         defaults.append("--standalone")  # they meet at a free port of this machine
     with redirect_stderr(io.StringIO()) as said:
         try:
@@ -64,6 +80,9 @@ def launch(processes: int, module: str) -> NoReturn:
         except SystemExit:
             fault = said.getvalue().rpartition("error: ")[2].strip()
             raise UserError(f"{ARGUMENTS}: not arguments of torchrun: {fault}") from None
+    if not meets and parsed.nnodes not in ("1", "1:1"):
+        where = "--rdzv-endpoint (PET_RDZV_ENDPOINT) or --master-addr (PET_MASTER_ADDR)"
+        raise UserError(f"{ARGUMENTS}: {parsed.nnodes} machines need an address where they meet: {where}")
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its reports would bury ours
     # A new meeting point for each restart: in an old one, processes find the addresses of the dead.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
@@ -83,26 +102,67 @@ def launch(processes: int, module: str) -> NoReturn:
 
 
 @contextmanager
+def reported_once() -> Iterator[None]:
+    """Have a user's mistake reported by one of the launched processes of a machine: all of them meet it."""
+    try:
+        yield
+    except UserError:
+        if is_launched() and os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) != "0":
+            raise SystemExit(1) from None
+        raise
+
+
+@contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """Join the other launched processes, if this one was launched, while the block runs."""
-    if "RANK" not in os.environ:
+    if not is_launched():
         yield
         return
+    if "RANK" not in os.environ:
+        os.environ.update(_slurm())
+    if missing := [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise UserError(f"RANK: is set, but not {missing[0]}, as who launches several processes does; unset it")
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=SILENCE)
         yield
-    except UserError as error:  # reported once, by the launcher; all processes get here, since all see the same figures
+    except UserError as error:  # all processes get here, since all see the same figures
+        if FAULT not in os.environ:  # another launcher than ours
+            raise
         if is_leader():
             Path(os.environ[FAULT]).write_text(str(error), encoding="utf-8")
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
             raise
-        print(f"process {os.environ['RANK']}: lost another process; all restart", file=sys.stderr, flush=True)
+        what = "all restart" if "TORCHELASTIC_RUN_ID" in os.environ else "run it again to resume"
+        print(f"process {os.environ['RANK']}: lost another process; {what}", file=sys.stderr, flush=True)
         os._exit(1)  # at once: a clean exit would wait for the others
     dist.destroy_process_group()
+
+
+def _slurm() -> dict[str, str]:
+    """Return what torch asks of the environment, from what SLURM's srun says there. Raises UserError if it cannot."""
+    found = os.environ
+    hosts = found.get("SLURM_STEP_NODELIST", "")
+    if found.get("SLURM_STEP_NUM_NODES", "1") == "1":
+        hosts = "127.0.0.1"
+    elif "[" in hosts:  # as in node[1-4]
+        try:
+            hosts = subprocess.run(
+                ["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True
+            ).stdout
+        except (OSError, subprocess.CalledProcessError):
+            raise UserError(f"SLURM_STEP_NODELIST: {hosts}: scontrol cannot expand it; set MASTER_ADDR") from None
+    port = 20_000 + (100 * int(found.get("SLURM_JOB_ID", "0")) + int(found.get("SLURM_STEP_ID", "0"))) % 20_000
+    return {
+        "RANK": found["SLURM_PROCID"],
+        "WORLD_SIZE": found["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": found["SLURM_LOCALID"],
+        "MASTER_ADDR": found.get("MASTER_ADDR") or re.split(r"[,\s]", hosts)[0],
+        "MASTER_PORT": found.get("MASTER_PORT") or str(port),
+    }
 
 
 def _die_with(launcher: int) -> None:

@@ -41,7 +41,7 @@ def start(argv: list[str]) -> None:
     """Start the process if this one, by its command line, runs a stage that is logged."""
     global _process
     is_stage = argv[-2:-1] == ["-m"] and argv[-1] in [f"stages.{stage}" for stage in LOGGED]
-    if not is_stage or os.environ.get("RANK", "0") != "0":
+    if not is_stage or os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         return
     from digits.records import store
 

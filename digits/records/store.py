@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import psutil
 from filelock import FileLock
 
 from digits import pipeline
@@ -68,6 +69,22 @@ def _own_uri() -> str:
 
 def _database() -> Path:
     return pipeline.home() / "mlflow.db"
+
+
+# File systems on which several machines lock a file unreliably, by which SQLite damages it.
+NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "lustre", "beegfs", "gpfs", "ceph", "fuse.sshfs", "glusterfs")
+
+
+def reject_network_folder(address: str, named: str) -> None:
+    """Raise UserError if a database's address, which `named` gives, is a file of SQLite on a network file system."""
+    if not address.startswith("sqlite:///"):
+        return
+    folder = Path(address.removeprefix("sqlite:///").partition("?")[0]).resolve().parent
+    mounts = {Path(one.mountpoint): one.fstype for one in psutil.disk_partitions(all=True)}
+    kind = next((mounts[place] for place in (folder, *folder.parents) if place in mounts), "")
+    if kind.removeprefix("fuse.") in NETWORK or kind in NETWORK:
+        fault = f"{public(address)}: lies on {kind}, where several machines damage a database of SQLite"
+        raise UserError(f"{named}: {fault}; name a server (docs/servers.md)")
 
 
 @contextmanager

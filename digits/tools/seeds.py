@@ -1,12 +1,13 @@
 """One recipe over several seeds, as experiments in DVC's queue, and what they come to."""
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,6 +21,7 @@ from digits.errors import UserError, shown
 from digits.files import flatten
 from digits.learning import networks
 from digits.records import lineage, results
+from digits.tools import tasks
 
 PATIENCE, RETRIES = 3, 2  # looks at a queue without a worker before it is started again, and how often that is done
 OLD = "replaced-"  # prefix of an experiment until another one of its name is complete
@@ -37,7 +39,7 @@ def dvc(*arguments: str) -> str:
     return done.stdout
 
 
-def tasks() -> tuple[dict[str, tuple[str, str]], bool]:
+def queued() -> tuple[dict[str, tuple[str, str]], bool]:
     """Return the name and state of each task in DVC's queue by its identifier, and whether there is any worker."""
     status = dvc("queue", "status")
     rows = [words for line in status.splitlines() if len(words := line.split()) >= 3]
@@ -49,26 +51,30 @@ def listed() -> set[str]:
     return set(dvc("exp", "list", "--name-only").split())
 
 
-def put(names: dict[str, int], settings: list[str], jobs: int) -> None:
-    """Put an experiment of each name and seed into the queue, and start workers.
+def put(names: Mapping[str, list[str]], jobs: int) -> None:
+    """Put an experiment of each name, with its settings, into the queue, and start workers.
 
-    Not `exp run --force`: that would also run every stage, and download the data for each seed. What has the name
-    already is kept under another one, see `settle`.
+    Not `exp run --force`: that would also run every stage, and download the data for each seed.
     """
-    there = listed()
-    for name in sorted(names.keys() & there):
-        if OLD + name in there:  # of a call that was killed: the one of this name has replaced it
-            dvc("exp", "remove", OLD + name)
-        dvc("exp", "rename", name, OLD + name)
+    set_aside(names)
     try:
-        for name, seed in names.items():
-            dvc("exp", "run", "--queue", "--name", name, *settings, "--set-param", f"seed={seed}", "evaluate")
+        for name, settings in names.items():
+            dvc("exp", "run", "--queue", "--name", name, *settings, "evaluate")
     except UserError:
         settle(names)
         raise
     # Its workers live on, and would keep a pipe of ours open.
     command = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)]
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+
+
+def set_aside(names: Iterable[str]) -> None:
+    """Keep the experiments that have these names already under others, until `settle`."""
+    there = listed()
+    for name in sorted(set(names) & there):
+        if OLD + name in there:  # of a call that was killed: the one of this name has replaced it
+            dvc("exp", "remove", OLD + name)
+        dvc("exp", "rename", name, OLD + name)
 
 
 def settle(names: Iterable[str]) -> None:
@@ -86,34 +92,33 @@ def forget(identifiers: set[str]) -> None:
         dvc("queue", "remove", *sorted(identifiers))
 
 
-def queue(names: list[str], changes: list[str], jobs: int) -> Iterator[str]:
-    """Run an experiment of each name, with its place as seed; yield each when it is done.
+def queue(names: Mapping[str, list[str]], jobs: int) -> Iterator[str]:
+    """Run an experiment of each name, with its settings, in DVC's queue; yield each when it is done.
 
     A task is queued again if its worker was killed (DVC calls it running forever) or took it while shutting down (DVC
     loses it; seen once in 130). Raises UserError at the end if one failed.
     """
-    settings = [argument for change in changes for argument in ("--set-param", change)]
-    ignored = set(tasks()[0])  # of earlier calls
+    ignored = set(queued()[0])  # of earlier calls
     idle, retries = 0, RETRIES
     failed: list[str] = []
-    waiting = {name: seed for seed, name in enumerate(names)}
-    put(waiting, settings, jobs)
+    waiting = dict(names)
+    put(waiting, jobs)
     while waiting:
-        known, working = tasks()
+        known, working = queued()
         state = dict(task for identifier, task in known.items() if identifier not in ignored)
         done = [name for name in waiting if state.get(name) in DONE]
-        waiting = {name: seed for name, seed in waiting.items() if name not in done}
+        waiting = {name: settings for name, settings in waiting.items() if name not in done}
         yield from (name for name in done if state[name] == "Success")
         failed += [name for name in done if state[name] == "Failed"]
         idle = 0 if working else idle + 1
         if waiting and idle > PATIENCE:
-            lost = {name: seed for name, seed in waiting.items() if state.get(name) != "Queued"}
+            lost = {name: settings for name, settings in waiting.items() if state.get(name) != "Queued"}
             if not retries:
                 raise UserError(f"{', '.join(lost) or 'the queue'}: DVC's workers exit before it is done")
             gone = {identifier for identifier, task in known.items() if task[0] in lost} - ignored
             forget(gone)
             ignored |= gone
-            put(lost, settings, jobs)
+            put(lost, jobs)
             idle, retries = 0, retries - 1
         time.sleep(INTERVAL if waiting else 0)
     settle(names)
@@ -126,17 +131,60 @@ def reaches_a_copy(path: Path) -> bool:
     return path.is_absolute() or bool(lineage.git("ls-files", "--", str(path), f"{path}.dvc"))
 
 
-def run(name: str, count: int, changes: list[str], jobs: int, report: Any = None) -> list[results.Result]:
-    """Run NAME-seed-0, NAME-seed-1 and so on, see `queue`; print a line for each to `report`, and return all."""
-    names, found = [f"{name}-seed-{seed}" for seed in range(count)], {}
-    with tqdm(total=count, unit="seed", disable=None) as bar:
-        for one in queue(names, changes, jobs):
+def elsewhere(names: Mapping[str, list[str]], launch: str, jobs: int | None) -> Iterator[str]:
+    """Run an experiment of each name, with its settings, on other machines, see `tasks.launch`."""
+    set_aside(names)
+    try:
+        yield from tasks.launch(names, launch, jobs)
+    finally:
+        settle(names)
+
+
+def run(
+    name: str,
+    count: int,
+    changes: list[str],
+    jobs: int | None = None,
+    report: Any = None,
+    grid: Sequence[list[str]] = ([],),
+    launch: str | None = None,
+) -> list[list[results.Result]]:
+    """Run NAME-seed-0, NAME-seed-1 and so on with each set of changes of `grid`, and return the results of each set.
+
+    Of several sets, the second has the names NAME-2-seed-0 and so on. In DVC's queue, or where `launch` puts them.
+    Prints a line for each to `report` when it is done.
+    """
+    groups = [[f"{label(name, place, grid)}-seed-{seed}" for seed in range(count)] for place in range(len(grid))]
+    names = {
+        one: [word for change in (*changes, *more, f"seed={seed}") for word in ("--set-param", change)]
+        for group, more in zip(groups, grid, strict=True)
+        for seed, one in enumerate(group)
+    }
+    found = {}
+    with tqdm(total=len(names), unit="seed", disable=None) as bar:
+        for one in elsewhere(names, launch, jobs) if launch else queue(names, jobs or 1):
             found[one] = result = results.with_run(results.load(one))
             shares = (f"{split} {result.metrics[f'{split}_accuracy']:.2%}" for split in ("validation", "test"))
             with bar.external_write_mode():
                 print(f"{one}: {', '.join(shares)}", file=report or sys.stdout)
             bar.update()
-    return [found[one] for one in names]
+    return [[found[one] for one in group] for group in groups]
+
+
+def label(name: str, place: int, grid: Sequence[list[str]]) -> str:
+    """Return what the experiments of a set of changes are called."""
+    return name if len(grid) == 1 else f"{name}-{place + 1}"
+
+
+def combinations(options: list[str]) -> list[list[str]]:
+    """Return every combination of the values of options like "train.epochs=2,4". Raises UserError if one has none."""
+    axes = []
+    for option in options:
+        key, equals, values = option.partition("=")
+        if not equals or not all(value.strip() for value in values.split(",")):
+            raise UserError(f"--grid {option}: must be KEY=VALUE,VALUE")
+        axes.append([f"{key}={value.strip()}" for value in values.split(",")])
+    return [list(one) for one in itertools.product(*axes)]
 
 
 def _check_name(name: str) -> None:
@@ -196,28 +244,46 @@ def markdown(rows: list[Summary]) -> str:
 def main(parser: ArgumentParser, words: list[str]) -> None:
     """Run one recipe over several seeds, and print the mean and spread of its accuracy.
 
-    Each seed is a DVC experiment, NAME-seed-0 and so on, up to the evaluate stage. One of that name is replaced once
-    its successor is complete, and called replaced-NAME-seed-0 until then. What DVC's run cache knows is not trained
-    again, so that a second call takes seconds. Compare two recipes by
+    With --grid, of several. Each seed is a DVC experiment, NAME-seed-0 and so on, up to the evaluate stage. One of that
+    name is replaced once its successor is complete, and called replaced-NAME-seed-0 until then. What DVC's run cache
+    knows is not trained again, so that a second call takes seconds. Compare two recipes by
     `python -m digits compare 'NAME-seed-*' 'OTHER-seed-*'`.
     """
     parser.add_argument("name", help="the experiments are called NAME-seed-0, NAME-seed-1, …")
     parser.add_argument("--count", type=int, default=5, help="number of seeds, starting from 0 (default: %(default)s)")
     about = "change a param, as in dvc exp run; can be repeated"
     parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", help=about)
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: %(default)s)")
+    about = "run the seeds with each of these values, of several options with each combination; a row for each"
+    parser.add_argument("--grid", action="append", default=[], metavar="KEY=VALUE,VALUE", help=about)
+    about = "trainings at a time (default: 1; with --launch all, or one on each host)"
+    parser.add_argument("--jobs", type=int, help=about)
+    about = "run each where this command puts it, in place of {}: 'ssh host {}', 'sbatch --wrap {}'; or a file of hosts"
+    parser.add_argument("--launch", metavar="COMMAND", help=about)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
     arguments = parser.parse_args(words)
-    if not 1 <= arguments.count <= 1000 or not 1 <= arguments.jobs <= 1000:
-        raise UserError("--count, --jobs: must be 1 or more, and at most 1,000")
-    changes = params.assigned(arguments.set_param)
-    if "seed" in changes:
-        raise UserError("-S seed: is set for each of them, from 0 on; --count says how many")
+    grid = combinations(arguments.grid)
+    if not 1 <= arguments.count * len(grid) <= 1000 or not 1 <= (arguments.jobs or 1) <= 1000:
+        raise UserError("--count, --grid, --jobs: must be 1 or more, and at most 1,000")
     _check_name(arguments.name)
-    p = params.load(networks.check, changes)  # reports a fault before anything is queued
+    for combination in grid:  # reports a fault before anything is queued
+        changes = params.assigned([*arguments.set_param, *combination])
+        if "seed" in changes:
+            raise UserError("-S seed: is set for each of them, from 0 on; --count says how many")
+        p = params.load(networks.check, changes)
     if p.data.name == FOLDER and not reaches_a_copy(Path(p.data.folder)):
         where = "not in git or DVC, so the copies in which the queue runs do not have it"
         raise UserError(f"params.yaml: data.folder: {p.data.folder}: {where}; give an absolute path")
+    if arguments.launch:
+        tasks.launchers(arguments.launch)
+        tasks.check()
     report = sys.stderr if arguments.json else sys.stdout
-    found = summary(arguments.name, run(arguments.name, arguments.count, arguments.set_param, arguments.jobs, report))
-    print(json.dumps(found.as_json(), indent=2) if arguments.json else f"\n{markdown([found])}")
+    every = run(arguments.name, arguments.count, arguments.set_param, arguments.jobs, report, grid, arguments.launch)
+    rows = [
+        summary(" ".join([label(arguments.name, place, grid), *combination]), found)
+        for place, (combination, found) in enumerate(zip(grid, every, strict=True))
+    ]
+    table = [row.as_json() for row in rows]
+    if arguments.json:
+        print(json.dumps(table if arguments.grid else table[0], indent=2))
+    else:
+        print(f"\n{markdown(rows)}")

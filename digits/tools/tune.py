@@ -215,6 +215,7 @@ def study_of(search: Search, storage: str, in_common: dict[str, str]) -> "optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    store.reject_network_folder(storage, "--storage")
     if storage.startswith("sqlite:///"):
         Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:

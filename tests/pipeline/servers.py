@@ -1,6 +1,7 @@
 """Real servers of other programs, each on a free port of this machine, for as long as a test needs them."""
 
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+SLURM = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "sinfo")  # what a cluster consists of
 
 
 def free_port() -> int:
@@ -54,6 +57,70 @@ def serving(
             if server.poll() is None:
                 os.killpg(server.pid, end)
             server.wait(timeout=30)
+
+
+@contextmanager
+def slurm(folder: Path) -> Iterator[dict[str, str]]:
+    """A SLURM whose only node is this machine: the environment by which its commands find it.
+
+    Without systemd and cgroups; a node of its own for munge, which signs what they tell each other.
+    """
+    programs = {name: shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in SLURM}
+    if missing := [name for name, path in programs.items() if not path]:
+        pytest.skip(f"{missing[0]} is not installed (Debian: apt-get install slurm-wlm munge)")
+    if os.getuid():
+        pytest.skip("a SLURM of one's own needs root")
+    node, ports = platform.node().split(".")[0], (free_port(), free_port())
+    (folder / "key").write_bytes(os.urandom(128))
+    (folder / "key").chmod(0o400)
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    settings = {
+        "ClusterName": "digits",
+        "SlurmctldHost": f"{node}(127.0.0.1)",
+        "SlurmctldPort": ports[0],
+        "SlurmdPort": ports[1],
+        "CommunicationParameters": "NoInAddrAny,NoCtldInAddrAny",
+        "SlurmUser": "root",
+        "AuthType": "auth/munge",
+        "AuthInfo": f"socket={folder / 'socket'}",
+        "CredType": "cred/munge",
+        "StateSaveLocation": folder / "state",
+        "SlurmdSpoolDir": folder / "spool",
+        "SlurmctldPidFile": folder / "slurmctld.pid",
+        "SlurmdPidFile": folder / "slurmd.pid",
+        "ProctrackType": "proctrack/linuxproc",
+        "TaskPlugin": "task/none",
+        "SelectType": "select/cons_tres",
+        "SelectTypeParameters": "CR_CPU",
+        "MpiDefault": "none",
+        "ReturnToService": 2,
+        "KillWait": 5,
+        "NodeName": f"{node} NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN",
+        "PartitionName": "main Nodes=ALL Default=YES MaxTime=INFINITE State=UP",
+        "SlurmdParameters": "config_overrides",
+    }
+    conf = folder / "slurm.conf"
+    conf.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+    own = {"SLURM_CONF": str(conf)}
+    environment = os.environ | own
+    munged = [str(programs["munged"]), "--foreground", "--force", f"--key-file={folder / 'key'}"]
+    munged += [f"--{name}-file={folder / name}" for name in ("pid", "log", "seed")] + [f"--socket={folder / 'socket'}"]
+
+    def idle() -> bool:
+        asked = [str(programs["sinfo"]), "--noheader", "--format=%t"]
+        done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)
+        return done.stdout.strip() == "idle"
+
+    def quiet(name: str) -> list[str]:
+        return [str(programs[name]), "-D", "-f", str(conf)]
+
+    with (
+        serving(munged, (folder / "socket").exists, folder / "munged.log", folder=folder),
+        serving(quiet("slurmctld"), lambda: True, folder / "slurmctld.log", folder=folder, environment=environment),
+        serving(quiet("slurmd"), idle, folder / "slurmd.log", folder=folder, environment=environment),
+    ):
+        yield own
 
 
 @contextmanager

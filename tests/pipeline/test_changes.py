@@ -123,6 +123,7 @@ def test_evaluating_again_adds_no_run_and_changes_none(project: Project) -> None
     assert [run.data.metrics for run in after] == [run.data.metrics for run in before]
 
 
+@pytest.mark.stress
 def test_own_folder_of_images_is_watched(project: Project, tmp_path: Path) -> None:
     for file in FILES.values():
         count = 6000 if file.startswith("train") else 100

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from digits import paths
 from digits.learning import models
+from tests.pipeline.servers import free_port
 from tests.stages.conftest import REPOSITORY, SHORT, run_stage, write_images, write_params
 
 pytestmark = pytest.mark.slow
@@ -173,6 +174,65 @@ def test_mistakes_of_a_user_are_reported_once_in_one_line() -> None:
     code, _, err = train({}, torchrun="--nonsense 3")
     assert (code, err) == (1, "DIGITS_TORCHRUN: not arguments of torchrun: unrecognized arguments: --nonsense\n")
     assert not paths.MODEL.exists()
+
+
+@pytest.mark.usefixtures("project")
+def test_torchrun_by_hand_trains_once_and_reports_a_mistake_once() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        "-m",
+        "stages.train",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    for changes, count in (({"train.learning_rate": 1e30}, 0), ({"train.epochs": 0}, 0), ({}, 1)):
+        write_params(SHORT | RECIPE | changes)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        said = [line for line in done.stderr.splitlines() if line.startswith("params.yaml: ")]
+        assert (len(said), "KeyError" in done.stderr) == (1 - count, False)
+        assert (done.returncode == 0) == paths.MODEL.exists() == bool(count)
+        assert done.stdout.count("epoch 1:") == count
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"PET_NNODES": "2"}, "DIGITS_TORCHRUN: 2 machines need an address where they meet: --rdzv-endpoint "),
+        ({"RANK": "0"}, "RANK: is set, but not WORLD_SIZE, "),
+    ],
+)
+def test_several_machines_never_train_alone_by_mistake(environment: dict[str, str], said: str) -> None:
+    write_params(SHORT | RECIPE)
+    process = start(code=REPOSITORY, **environment)
+    _, err = process.communicate(timeout=100)
+    assert (process.returncode, len(err.splitlines()), err.startswith(said)) == (1, 1, True), err
+    assert not paths.MODEL.exists()
+
+
+@pytest.mark.usefixtures("project")
+def test_variables_of_torchrun_make_two_machines_of_these_processes(prepared: Path, tmp_path: Path) -> None:
+    write_params(SHORT | RECIPE | {"runtime.processes": 2})
+    assert start().wait(300) == 0
+    expected = weights()
+    paths.MODEL.unlink()
+    meeting = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_RDZV_BACKEND": "c10d"}
+    meeting["PET_RDZV_ENDPOINT"] = f"127.0.0.1:{free_port()}"
+    first = start(code=REPOSITORY, **meeting)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(shutil.copytree(prepared, tmp_path / "other"))
+        write_params(SHORT | RECIPE | {"runtime.processes": 2})
+        second = start(code=REPOSITORY, **meeting)
+        outs = [process.communicate(timeout=300) for process in (first, second)]
+        found = [paths.MODEL.exists()]
+    assert [process.returncode for process in (first, second)] == [0, 0], outs
+    assert sum(out.count("epoch 1:") for out, _ in outs) == 1
+    assert paths.MODEL.exists() != found[0]  # the leader's machine has the result
+    if paths.MODEL.exists():
+        assert difference(expected, weights()) == 0
 
 
 def ip(*arguments: str) -> None:

@@ -90,7 +90,7 @@ def test_files_of_a_run_lie_with_the_server_and_come_back_through_it(
     project.client.download_artifacts(run.info.run_id, "models", str(tmp_path))
     for name in ("models/model.safetensors", "models/export/model.onnx"):
         assert (tmp_path / name).read_bytes() == (project.root / name).read_bytes()
-        assert len(list(artifacts.rglob(Path(name).name))) == len(people)
+        assert len(list(artifacts.rglob(f"artifacts/{name}"))) == len(people)
 
 
 def test_registered_model_of_the_server_loads_anywhere(

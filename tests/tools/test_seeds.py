@@ -14,6 +14,7 @@ from ..conftest import Change, git
 from .conftest import result
 
 NAMES = ["x-seed-0", "x-seed-1"]
+WANTED = {"x-seed-0": ["--set-param", "seed=0"], "x-seed-1": ["--set-param", "seed=1"]}
 
 
 def accurate(name: str, validation: float, seconds: float | None = None) -> Result:
@@ -34,7 +35,7 @@ def test_one_seed_has_no_deviation_and_seconds_only_where_they_are_known() -> No
 def test_task_that_the_queue_loses_or_whose_worker_is_killed_is_queued_again_and_at_last_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    put: list[dict[str, int]] = []
+    put: list[dict[str, list[str]]] = []
     looks: list[list[str]] = []  # at the queue: before anything is put, after the first time, after the second, …
     monkeypatch.setattr(seeds, "put", lambda names, *_: put.append(dict(names)))
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -44,17 +45,17 @@ def test_task_that_the_queue_loses_or_whose_worker_is_killed_is_queued_again_and
     for after in ([earlier, first], [earlier, first, "bb  x-seed-1  10:00 PM  Running"]):
         put.clear()
         looks[:] = [earlier], after, [*after, second]
-        assert list(seeds.queue(NAMES, [], 1)) == NAMES
-        assert put == [{"x-seed-0": 0, "x-seed-1": 1}, {"x-seed-1": 1}]
+        assert list(seeds.queue(WANTED, 1)) == NAMES
+        assert put == [WANTED, {"x-seed-1": WANTED["x-seed-1"]}]
     put.clear()
     looks[:] = [[earlier]] * 4
     with pytest.raises(UserError, match="x-seed-0, x-seed-1: DVC's workers exit before it is done"):
-        list(seeds.queue(NAMES, [], 1))
+        list(seeds.queue(WANTED, 1))
     assert len(put) == 1 + seeds.RETRIES
     put.clear()
     looks[:] = [[earlier], [first, second.replace("Success", "Failed")]]
     with pytest.raises(UserError, match="x-seed-1: failed; `dvc queue logs x-seed-1` says why"):
-        list(seeds.queue(NAMES, [], 1))
+        list(seeds.queue(WANTED, 1))
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

@@ -37,10 +37,10 @@ repro: .venv/complete ## Run the pipeline: only what has changed is rerun
 	@.venv/bin/python -m digits summary
 
 check: .venv/complete lint ## Check style and types, run the fast tests: under 3 minutes on two cores
-	.venv/bin/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not slow and not stress'
+	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m 'not slow and not stress'
 
 test: .venv/complete lint ## Check style and types, run all tests but those of make stress: under 15 minutes on two cores
-	.venv/bin/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not stress'
+	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m 'not stress'
 
 DAMAGED ?= 10000
 KILLS ?= 100
@@ -52,7 +52,7 @@ stress: .venv/complete ## Damage 10,000 files of each kind, kill 100 times, queu
 	.venv/bin/python -m benchmarks.soak
 
 coverage: .venv/complete ## Run every test and list the lines that none reaches
-	.venv/bin/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not stress' --cov --cov-report term-missing:skip-covered --cov-fail-under 90
+	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m 'not stress' --cov --cov-report term-missing:skip-covered --cov-fail-under 90
 
 lint: .venv/complete ## Check style and types only
 	.venv/bin/ruff check

@@ -5,11 +5,13 @@ Figures are drawn without a display and saved without date or version, so that e
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
@@ -25,9 +27,22 @@ STYLE: dict[Any, Any] = {"axes.grid": True, "axes.axisbelow": True, "grid.color"
 STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False)
 
 
+@cache
+def _take_own_fonts() -> None:
+    """Draw with the fonts that come with matplotlib, whatever others it has found on this machine, or has not."""
+    folder, manager = Path(matplotlib.get_data_path(), "fonts/ttf"), font_manager.fontManager
+    manager.ttflist = [font for font in manager.ttflist if Path(font.fname).parent == folder]
+    known = {Path(font.fname) for font in manager.ttflist}
+    for path in folder.glob("*.ttf"):
+        if path not in known:
+            manager.addfont(path)
+    manager.ttflist.sort(key=lambda font: font.fname)
+
+
 @contextmanager
 def saved(path: Path, width: float, height: float) -> Iterator[Figure]:
     """Yield a figure of `width` x `height` inches that is saved to `path` at the end, whatever the user's own style."""
+    _take_own_fonts()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)

@@ -40,7 +40,7 @@ check: .venv/complete lint ## Check style and types, run the fast tests: under 3
 	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m 'not slow and not stress'
 
 test: .venv/complete lint ## Check style and types, run all tests but those of make stress: under 15 minutes on two cores
-	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m 'not stress'
+	.venv/bin/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not stress'
 
 DAMAGED ?= 10000
 KILLS ?= 100

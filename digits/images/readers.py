@@ -7,6 +7,7 @@ here and name it in `FORMATS`. It may be called twice, and must yield the same.
 import gzip
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -399,12 +400,20 @@ def mat(path: Path, _options: Options) -> Iterator[Block]:
             raise UserError(f"{file}: has {listed(content) or 'nothing'}; must have X and y, or dataset")
 
 
+ROOM = 1 << 31  # bytes of memory that MATLAB files may take, beside those for
+MOST_PACKED = 40  # times the size of the file: EMNIST's are packed to a fifth
 # In a process of its own: scipy 1.17 reads past the end of some damaged files, which ends the process.
 UNPACK = """
+import resource
 import sys
 import numpy as np
 from scipy.io import loadmat
-content = loadmat(sys.argv[1])
+room = int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+try:
+    content = loadmat(sys.argv[1])
+except MemoryError:
+    sys.exit(f"unpacking it takes more than {room >> 20:,} MiB")
 if "dataset" in content:
     parts = {part: content["dataset"][part][0, 0] for part in ("train", "test")}
     content = {f"{part}_{what}": found[what][0, 0] for part, found in parts.items() for what in ("images", "labels")}
@@ -415,8 +424,9 @@ np.savez(sys.argv[2], **found)
 
 def _unpacked_mat(file: Path, target: Path) -> dict[str, NDArray[Any]]:
     """Return the arrays in a MATLAB file."""
-    command = [sys.executable, "-c", UNPACK, str(file), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", UNPACK, str(file), str(target), str(ROOM + MOST_PACKED * file.stat().st_size)]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # or its threads alone take the room
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         why = lines[-1][:120] if lines and done.returncode > 0 else "damaged"

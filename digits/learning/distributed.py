@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from digits.errors import UserError
+from digits.errors import UserError, shown
 
 ARGUMENTS = "DIGITS_TORCHRUN"
 FAULT = "DIGITS_FAULT"  # names the file in which a worker reports a user's mistake to its launcher
@@ -50,13 +50,14 @@ def is_launcher(processes: int) -> bool:
     """Say whether this process is to launch others: several are wanted, and it was not itself launched."""
     if os.environ.get("PET_NPROC_PER_NODE", "1") != "1":  # also where Kubeflow has given each machine a rank
         return "TORCHELASTIC_RUN_ID" not in os.environ
-    asked = os.environ.get("PET_NNODES", "1") not in ("1", "1:1") or os.environ.get(ARGUMENTS, "").strip()
-    return not is_launched() and (processes > 1 or bool(asked))
+    if os.environ.get("PET_NNODES", "1") not in ("1", "1:1") or os.environ.get(ARGUMENTS, "").strip():
+        return "RANK" not in os.environ  # also where srun has started one for each machine
+    return processes > 1 and not is_launched()
 
 
 def is_launched() -> bool:
     """Say whether another process has started this one as one of several."""
-    return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return "RANK" in os.environ or os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
 
 
 def launch(processes: int, module: str) -> NoReturn:
@@ -122,6 +123,9 @@ def joined(device: torch.device) -> Iterator[None]:
         os.environ.update(_slurm())
     if missing := [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise UserError(f"RANK: is set, but not {missing[0]}, as who launches several processes does; unset it")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        if not (value := os.environ.get(name, "0")).isdecimal():
+            raise UserError(f"{name}: {shown(value)}: must be a number, as who launches several processes sets it")
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -155,11 +159,12 @@ def _slurm() -> dict[str, str]:
             ).stdout
         except (OSError, subprocess.CalledProcessError):
             raise UserError(f"SLURM_STEP_NODELIST: {hosts}: scontrol cannot expand it; set MASTER_ADDR") from None
-    port = 20_000 + (100 * int(found.get("SLURM_JOB_ID", "0")) + int(found.get("SLURM_STEP_ID", "0"))) % 20_000
+    numbers = [found.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
+    port = 20_000 + int("".join(one for one in numbers if one.isdecimal()) or "0") % 20_000
     return {
-        "RANK": found["SLURM_PROCID"],
+        "RANK": found.get("SLURM_PROCID", ""),
         "WORLD_SIZE": found["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": found["SLURM_LOCALID"],
+        "LOCAL_RANK": found.get("SLURM_LOCALID", ""),
         "MASTER_ADDR": found.get("MASTER_ADDR") or re.split(r"[,\s]", hosts)[0],
         "MASTER_PORT": found.get("MASTER_PORT") or str(port),
     }

@@ -5,6 +5,8 @@ import io
 import json
 import random
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from PIL import Image
 
 from digits.datasets import FILES
 from digits.errors import UserError
-from digits.images import own, raw
+from digits.images import own, raw, readers
 from digits.images.idx import format_idx, read_idx
 from digits.images.readers import FORMATS
 from digits.params import data
@@ -365,6 +367,24 @@ def test_damaged_files_are_read_or_one_line(tmp_path: Path, name: str, request: 
             lines = str(error).splitlines()
             assert len(lines) == 1, lines
             assert len(lines[0]) < 500, lines
+
+
+@pytest.mark.slow
+def test_small_matlab_file_that_unpacks_to_very_much_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """700 MB of zeros in 0.7 MB, as scipy would write them."""
+    monkeypatch.setattr(readers, "ROOM", 600 << 20)
+    count = 700 << 20
+    head = struct.pack("<IIIIIIII", 6, 8, 9, 0, 5, 12, 1, count // 1000) + struct.pack("<II", 1000, 0)
+    head += struct.pack("<II", 1 | 1 << 16, ord("X")) + struct.pack("<II", 2, count)
+    packer = zlib.compressobj()
+    packed = packer.compress(struct.pack("<II", 14, len(head) + count) + head)
+    packed += b"".join(packer.compress(bytes(1 << 20)) for _ in range(count >> 20)) + packer.flush()
+    file = tmp_path / "bomb.mat"
+    file.write_bytes(b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + struct.pack("<II", 15, len(packed)) + packed)
+    with pytest.raises(UserError, match=r"^\S+bomb\.mat: not a MATLAB file that can be read \(unpacking it takes more"):
+        own.survey(own.Source(file))
 
 
 def test_earlier_files_stay_as_they_are_when_new_ones_are_damaged(tmp_path: Path) -> None:

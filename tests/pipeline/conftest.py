@@ -31,6 +31,7 @@ REPOSITORY = Path(__file__).parents[2]
 DIGITS = (sys.executable, "-m", "digits")
 FIRST = (
     "tests/pipeline/test_changes.py",
+    "tests/pipeline/test_distributed.py",
     "tests/tools/test_tune.py",
     "tests/pages/test_agreement.py",
     "tests/pipeline/",

@@ -37,6 +37,7 @@ def experiments(project: Project) -> dict[str, str]:
     return {line.split()[0].rsplit("/", 1)[-1]: line.split()[1] for line in lines if line}
 
 
+@pytest.mark.stress  # what is said is a test of tests/tools/test_seeds.py
 def test_seed_that_fails_is_named_with_where_to_find_the_reason(project: Project, call: Callable[..., str]) -> None:
     before = experiment(project, "wild-seed-0")
     settings = (*CHEAP, "-S", "train.learning_rate=1e30")

@@ -47,6 +47,7 @@ def assert_leads_to(project: Project, run: Run, commit: str, folder: Path) -> No
     assert made == {path: locked[path] for path in made}
 
 
+@pytest.mark.stress  # those of one experiment and of changed code are tests below
 def test_every_kind_of_run_records_all_that_made_it(project: Project, call: Callable[..., str], tmp_path: Path) -> None:
     """Of a clean folder, of an experiment in DVC's queue, and of one in a temporary folder; of changed code below."""
     clean = project.mlflow_runs()[0]

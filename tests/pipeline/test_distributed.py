@@ -203,7 +203,7 @@ def test_torchrun_by_hand_trains_once_and_reports_a_mistake_once() -> None:
     [
         ({"PET_NNODES": "2"}, "DIGITS_TORCHRUN: 2 machines need an address where they meet: --rdzv-endpoint "),
         ({"RANK": "0"}, "RANK: is set, but not WORLD_SIZE, "),
-        ({"SLURM_STEP_NUM_TASKS": "two"}, "RANK: '': must be a number, "),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "x", "SLURM_LOCALID": "0"}, "RANK: 'x': must be a number, "),
     ],
 )
 def test_several_machines_never_train_alone_by_mistake(environment: dict[str, str], said: str) -> None:

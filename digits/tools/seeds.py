@@ -8,6 +8,7 @@ import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -23,7 +24,7 @@ from digits.learning import networks
 from digits.records import lineage, results
 from digits.tools import tasks
 
-PATIENCE, RETRIES = 3, 2  # looks at a queue without a worker before it is started again, and how often that is done
+PATIENCE, RETRIES = 8, 2  # looks at a queue without a worker before it is started again, and how often that is done
 OLD = "replaced-"  # prefix of an experiment until another one of its name is complete
 INTERVAL = 3  # seconds between two looks; each costs more than one of CPU
 DONE = {"Success", "Failed"}  # final states of a task in `dvc queue status`
@@ -87,9 +88,10 @@ def settle(names: Iterable[str]) -> None:
 
 def forget(identifiers: set[str]) -> None:
     """Remove tasks that no worker will finish from DVC's queue: `dvc exp show` fails on one that was never started."""
-    if identifiers:
-        dvc("queue", "kill", *sorted(identifiers))
-        dvc("queue", "remove", *sorted(identifiers))
+    for identifier in sorted(identifiers):
+        with suppress(UserError):  # a worker on a busy machine has come to it in the meantime
+            dvc("queue", "kill", identifier)
+            dvc("queue", "remove", identifier)
 
 
 def queue(names: Mapping[str, list[str]], jobs: int) -> Iterator[str]:

@@ -95,6 +95,7 @@ def test_changed_knob_of_evaluate_gives_a_complete_run_without_training(project:
     project.assert_complete(project.mlflow_runs()[0])
 
 
+@pytest.mark.stress
 def test_run_is_complete_though_export_is_skipped_and_going_back_needs_no_new_run(project: Project) -> None:
     """Here the outputs of train, and so the inputs of export, are as before."""
     before = len(project.mlflow_runs())

@@ -42,7 +42,7 @@ check: .venv/complete lint ## Check style and types, run the fast tests: under 3
 # Style and types are checked beside the tests, which wait for servers and for each other a third of the time.
 test: .venv/complete ## Check style and types, run all tests but those of make stress: under 15 minutes on two cores
 	@$(MAKE) --no-print-directory lint >.venv/lint.log 2>&1 & lint=$$!; \
-	.venv/bin/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not stress'; tests=$$?; \
+	.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m 'not stress'; tests=$$?; \
 	wait $$lint; lint=$$?; cat .venv/lint.log; exit $$((tests + lint))
 
 DAMAGED ?= 10000

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from digits import errors, pipeline
 from digits.errors import public
 from digits.params import Params
+from digits.records import names
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from digits.learning.curve import Epoch
     from digits.records import runs
 
-LOGGED = ("train", "evaluate", "export")  # the stages of which there is something to log
 PATIENCE = 120  # seconds that a stage waits for what is still to be logged; it takes about 3
 
 _process: "subprocess.Popen[str] | None" = None
@@ -40,7 +40,7 @@ _process: "subprocess.Popen[str] | None" = None
 def start(argv: list[str]) -> None:
     """Start the process if this one, by its command line, runs a stage that is logged."""
     global _process
-    is_stage = argv[-2:-1] == ["-m"] and argv[-1] in [f"stages.{stage}" for stage in LOGGED]
+    is_stage = argv[-2:-1] == ["-m"] and argv[-1] in [f"stages.{stage}" for stage in names.METRICS]
     if not is_stage or os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         return
     from digits.records import store
@@ -155,7 +155,8 @@ def main() -> None:
     pipeline.begin(messages.get()["begin"])
     with suppress(Exception):  # what is wrong is said when there is something to log
         store.prepare()
-        pipeline.stages(), pipeline.lock()  # remembered once they are read
+        pipeline.stages()  # what these two parse is remembered
+        pipeline.lock()
     first = messages.get()
     if "training" in first:
         about = first["training"]

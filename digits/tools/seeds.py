@@ -264,7 +264,7 @@ def main(parser: ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
     arguments = parser.parse_args(words)
     grid = combinations(arguments.grid)
-    if not 1 <= arguments.count * len(grid) <= 1000 or not 1 <= (arguments.jobs or 1) <= 1000:
+    if not 1 <= arguments.count * len(grid) <= 1000 or not (arguments.jobs is None or 1 <= arguments.jobs <= 1000):
         raise UserError("--count, --grid, --jobs: must be 1 or more, and at most 1,000")
     _check_name(arguments.name)
     for combination in grid:  # reports a fault before anything is queued

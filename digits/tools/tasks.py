@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from digits.errors import UserError, reason
 from digits.files import read_json, write_json, write_text
@@ -33,6 +34,7 @@ RETRIES = 2
 PLACE = "{}"  # in a launcher: the command to be run, as one word
 # What a task leaves in its folder.
 TASK, LIFE, LOG, END, CANCEL = "task.json", "alive", "log", "end.json", "cancel"
+SAID = "launcher"  # what its launcher has printed
 
 
 def launchers(launch: str) -> tuple[list[str], bool]:
@@ -82,14 +84,14 @@ class Task:
 
     def start(self, launcher: str) -> None:
         """Launch it, once more if it has died."""
-        for name in (LIFE, END, "launcher"):
+        for name in (LIFE, END, SAID):
             (self.folder / name).unlink(missing_ok=True)
         self.launcher, self.life, self.seen = launcher, "", time.monotonic()
         self.attempts += 1
         command = shlex.join([sys.executable, "-m", "digits.tools.tasks", str(self.folder.resolve())])
         command = f"cd {shlex.quote(str(Path.cwd()))} && {command}"
         words = [word.replace(PLACE, command) for word in shlex.split(launcher)]
-        with (self.folder / "launcher").open("wb") as said:
+        with (self.folder / SAID).open("wb") as said:
             try:
                 self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
             except OSError as error:
@@ -120,14 +122,14 @@ class Task:
     def _job(self) -> str | None:
         """Return the number that SLURM's sbatch has given it."""
         with contextlib.suppress(OSError):
-            said = (self.folder / "launcher").read_text(encoding="utf-8", errors="replace")
+            said = (self.folder / SAID).read_text(encoding="utf-8", errors="replace")
             if found := re.search(r"^Submitted batch job (\d+)", said, re.MULTILINE):
                 return found[1]
         return None
 
     def why(self) -> str:
         """Return the last line of what it, or its launcher, has printed."""
-        for name in (LOG, "launcher"):
+        for name in (LOG, SAID):
             with contextlib.suppress(OSError):
                 text = (self.folder / name).read_text(encoding="utf-8", errors="replace")
                 if lines := [line.strip() for line in text.split("\n") if line.strip()]:
@@ -151,15 +153,14 @@ def launch(waiting: Mapping[str, list[str]], command: str, jobs: int | None) -> 
     """
     choices, exclusive = launchers(command)
     root = FOLDER / f"{os.getpid()}-{int(time.time())}"
-    every = {}
+    here = {"revision": lineage.commit(), "repository": str(Path.cwd()), "tracking": store.uri()}
+    left, running, failed = list[Task](), list[Task](), list[str]()
     for name, settings in waiting.items():
         folder = root / name
         folder.mkdir(parents=True)
-        about = {"name": name, "settings": settings, "revision": lineage.commit(), "repository": str(Path.cwd())}
-        write_json(folder / TASK, about | {"tracking": store.uri()})
-        every[name] = Task(name, folder)
-    limit = jobs or (len(choices) if exclusive else len(every))
-    left, running, failed = list(every.values()), list[Task](), list[str]()
+        write_json(folder / TASK, here | {"name": name, "settings": settings})
+        left.append(Task(name, folder))
+    limit = jobs or (len(choices) if exclusive else len(left))
     try:
         while left or running:
             while left and len(running) < limit:
@@ -219,14 +220,14 @@ def main(folder: Path) -> None:
     write_json(folder / END, {"code": code})
 
 
-def _commands(about: dict[str, object], clone: Path) -> Iterator[list[str]]:
+def _commands(about: dict[str, Any], clone: Path) -> Iterator[list[str]]:
     """Yield what a task runs, one after the other."""
-    repository, name = str(about["repository"]), str(about["name"])
+    repository, name = about["repository"], about["name"]
     dvc = [sys.executable, "-m", "dvc"]
     yield ["git", "clone", "--quiet", "--shared", "--no-checkout", repository, str(clone)]
-    yield ["git", "checkout", "--quiet", "--detach", str(about["revision"])]
+    yield ["git", "checkout", "--quiet", "--detach", about["revision"]]
     yield [*dvc, "cache", "dir", "--local", f"{repository}/.dvc/cache"]
-    yield [*dvc, "exp", "run", "--name", name, *map(str, about["settings"]), "evaluate"]  # type: ignore[call-overload]
+    yield [*dvc, "exp", "run", "--name", name, *about["settings"], "evaluate"]
     yield [*dvc, "exp", "push", "--no-cache", "--force", "origin", name]
 
 

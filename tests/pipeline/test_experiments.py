@@ -132,6 +132,7 @@ def test_report_and_picture_for_a_person(laboratory: Project, tmp_path: Path) ->
         ("compare cnn-seed-0,linear-seed-0 HEAD", "differ by more than their seed"),
         ("compare cnn-seed-* HEAD", "2 against 1 results: must be one of each, or two seeds or more of each"),
         ("seeds x --count 0", "--count, --grid, --jobs: must be 1 or more"),
+        ("seeds x --jobs 0", "--count, --grid, --jobs: must be 1 or more"),
         ("seeds x -S train.epoch=3", "params.yaml: train.epoch: no knob of that name"),
         ("seeds x -S train.epochs=abc", "params.yaml: train.epochs: must be a valid integer, not 'abc'"),
         ("seeds x -S model.mlp.dropout=1.5", "params.yaml: model.mlp.dropout: must be less than 1"),

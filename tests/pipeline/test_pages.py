@@ -1,5 +1,7 @@
 """What a person who follows the README does and sees: its commands, and MLflow's pages of the runs that they made."""
 
+import csv
+import io
 import os
 import re
 import shutil
@@ -61,6 +63,19 @@ def test_commands_of_the_readme_do_what_it_says(outputs: list[str]) -> None:
         "outputs are as dvc.lock says",
     ):
         assert re.search(expected, traced), expected
+
+
+def test_experiment_shows_in_dvc_and_in_mlflow(compared: Project) -> None:
+    table = list(csv.DictReader(io.StringIO(compared.run("dvc", "exp", "show", "--csv").stdout)))
+    (row,) = [row for row in table if row["Experiment"] == "slower"]
+    assert float(row["train.learning_rate"]) == 0.1
+    assert float(row["validation_accuracy"]) == compared.json("metrics/train.json")["validation_accuracy"]
+    run, _ = runs(compared)
+    assert run.data.tags["dvc_experiment"] == "slower"
+    compared.assert_complete(run)
+    origin = compared.run(*DIGITS, "of", "models/model.safetensors").stdout
+    assert "\n  experiment slower (" in origin
+    assert f"MLflow run {run.info.run_id} (slower), on commit " in origin
 
 
 def started(project: Project, port: int) -> "subprocess.Popen[str]":

@@ -1,6 +1,7 @@
 """From a result back to what made it, and the same bits again."""
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -84,8 +85,13 @@ def test_every_kind_of_run_records_all_that_made_it(project: Project, call: Call
     project.assert_complete(runs["queued"])
 
 
-def test_run_of_changed_code_is_reproduced_from_its_id_alone(project: Project) -> None:
-    """Changed code that is nowhere in git, a new file among it."""
+def test_run_of_changed_code_is_reproduced_from_its_id_alone_and_under_other_circumstances(
+    project: Project, tmp_path: Path
+) -> None:
+    """Changed code that is nowhere in git, a new file among it.
+
+    In another folder, time zone, language and order of hashes; nothing but caches is written to the home folder.
+    """
     new, code = project.root / "digits/noise.py", project.root / "stages/export.py"
     new.write_text("NOTE = 'seven'\n")
     text = code.read_text(encoding="utf-8")
@@ -99,9 +105,17 @@ def test_run_of_changed_code_is_reproduced_from_its_id_alone(project: Project) -
     new.unlink()
     project.restore()
 
-    told = project.run(*DIGITS, "reproduce", run.info.run_id).stdout
+    circumstances = {"TZ": "Asia/Kathmandu", "LANG": "tr_TR.UTF-8", "PYTHONHASHSEED": "4711", "USER": "x"}
+    home = {"HOME": tmp_path, "XDG_CACHE_HOME": tmp_path / ".cache", "XDG_CONFIG_HOME": tmp_path / ".config"}
+    circumstances |= {name: str(folder) for name, folder in home.items()}
+    # As the data is downloaded again, pip asks for the version of rustc, which has a folder of its own.
+    circumstances["RUSTUP_HOME"] = os.environ.get("RUSTUP_HOME", str(Path("~/.rustup").expanduser()))
+    told = project.run(*DIGITS, "reproduce", run.info.run_id, fails=False, measured=False, **circumstances).stdout
     assert told.splitlines()[-1].endswith(f"{count} of {count} outputs have the same bits")
     assert not project.run("git", "status", "--porcelain").stdout
+    written = {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*") if path.is_file()}
+    # As the README says, these keep what they have computed or fetched.
+    assert written <= {(folder, name) for folder in (".cache", ".config") for name in ("matplotlib", "dvc", "pip")}
 
 
 def test_result_that_does_not_come_out_again_is_an_error_that_names_the_file(

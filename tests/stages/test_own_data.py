@@ -1,5 +1,8 @@
 """Own data through all stages in this process: few and many classes, one that a split lacks, small images."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ from digits.errors import UserError
 from digits.files import read_json
 from digits.serving.reading import Model
 
-from .conftest import SHORT, run_stage, write_params
+from .conftest import REPOSITORY, SHORT, run_stage, write_params
 
 STAGES = ("download", "preprocess", "train", "evaluate", "export")
 OWN = SHORT | {"data.folder": "own.npz", "split.validation": 0.2, "model.name": "mlp", "train.batch_size": 16}
@@ -41,6 +44,23 @@ def test_data_of_few_and_of_many_classes_go_through_all_stages(classes: int, eac
     card = Path("models/export/MODEL_CARD.md").read_text(encoding="utf-8")
     absent = classes - len(read_json(Path("metrics/test.json"))["recall"])
     assert ("No test image shows" in card) == bool(absent)
+
+
+@pytest.mark.stress
+@pytest.mark.usefixtures("miniature", "untracked")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the unit of ru_maxrss is another")
+def test_evaluate_of_256_classes_takes_less_than_2_gb() -> None:
+    write(256, 250, side=28)
+    network = {"model.cnn.channels": [16, 32, 64], "model.cnn.hidden": 128}  # of the recipe default
+    write_params(OWN | network | {"model.name": "cnn", "train.batch_size": 128})
+    for stage in ("download", "preprocess", "train"):
+        run_stage(stage)
+    code = "import resource, sys; from stages import evaluate; evaluate.main(); print(resource.getrusage(0).ru_maxrss)"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    megabytes = int(done.stdout.split()[-1]) / 1024
+    print(f"evaluate of 256 classes: {megabytes:.0f} MB")
+    assert megabytes < 2000
 
 
 @pytest.mark.usefixtures("miniature", "untracked")

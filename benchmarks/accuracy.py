@@ -78,7 +78,7 @@ def train_recipe(name: str, seed: int, setting: Setting) -> Outcome:
     """Train a recipe of the pipeline to its end."""
     p = recipes.in_precision(recipes.load({"recipe": name, "seed": seed}), setting.precision)
     learned, held_out = setting.learned, setting.held_out
-    steps = len(batches(len(learned), p.train.batch_size, torch.Generator()))
+    steps = len(batches(torch.arange(len(learned)), p.train.batch_size))
     probe = Probe(name, seed, steps, lambda: setting.accuracy(this.network, held_out))
     probe.resume()  # already here: the data set moves to the device when a training begins
     this = training.begin(p, learned, held_out, setting.device)

@@ -71,6 +71,7 @@ SHARED: dict[str, Any] = {
     "train.momentum": 0.9,
     "train.weight_decay": 0.0005,
     "train.label_smoothing": 0.1,
+    "train.hard_examples": 0.0,
     "train.ema": 0.0,
     "train.keep": "last",
     "augmentation.rotation": 10.0,

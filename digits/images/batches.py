@@ -1,4 +1,4 @@
-"""Batches of a split: which images, their pixels as floats, and random affine maps of them."""
+"""Batches of a split: which images in which order, their pixels as floats, and random affine maps of them."""
 
 import math
 from functools import cache
@@ -19,12 +19,28 @@ def edges(images: Tensor) -> Tensor:
     return torch.cat(borders, dim=2).transpose(0, 1).flatten(1)
 
 
-def batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Return the indices 0 … count-1 once each, shuffled, in batches of `size`; the last one may be smaller.
+def order(count: int, generator: torch.Generator) -> Tensor:
+    """Return the indices 0 … count-1 once each, shuffled."""
+    return torch.randperm(count, generator=generator)
+
+
+def order_with_hard(losses: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Return as many shuffled indices as there are losses: twice those of the highest `share`, and some of the others.
+
+    `share` is at most 0.5, at which all others are left out. Equal losses are ranked by their index.
+    """
+    ranked = losses.argsort(descending=True, stable=True).cpu()
+    hard, others = ranked.tensor_split([round(share * len(ranked))])
+    some = others[order(len(others), generator)[: len(others) - len(hard)]]
+    return torch.cat([hard, hard, some])[order(len(ranked), generator)]
+
+
+def batches(indices: Tensor, size: int) -> list[Tensor]:
+    """Return indices in batches of `size`; the last one may be smaller.
 
     A single image that is left over joins the batch before it, since batch norm has no statistics of one.
     """
-    parts = list(torch.randperm(count, generator=generator).split(size))
+    parts = list(indices.split(size))
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts

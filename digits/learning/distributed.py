@@ -225,6 +225,16 @@ def sum_gradients(network: nn.Module) -> None:
         gradient.copy_(piece.view_as(gradient))
 
 
+def of_batch(values: Tensor) -> Tensor:
+    """Return one value for each image of the current batch, of which this process has those of its part."""
+    if size() == 1:
+        return values
+    whole = values.new_zeros(batch())
+    whole[part()] = values
+    dist.all_reduce(whole)
+    return whole
+
+
 class Sum(torch.autograd.Function):
     """Sum a tensor over all processes, and its gradient on the way back."""
 

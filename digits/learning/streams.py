@@ -24,15 +24,11 @@ class Streams:
         self.order, self.augmentation = generator(seed, "order"), generator(seed, "augmentation")
         torch.manual_seed(derive(seed, "dropout"))  # dropout can only draw from the global generator of its device
         self._device = None if device.type == "cpu" else torch.get_device_module(device)
-        self.begin_epoch()
-
-    def begin_epoch(self) -> None:
-        """Note where the order of this epoch is drawn from: a restored state draws it again."""
-        self._epoch = self.order.get_state()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of all streams, the order's as it was when the epoch began."""
-        state = {"order": self._epoch, "augmentation": self.augmentation.get_state(), "cpu": torch.get_rng_state()}
+        """Return the state of all streams."""
+        state = {"order": self.order.get_state(), "augmentation": self.augmentation.get_state()}
+        state["cpu"] = torch.get_rng_state()
         return state | ({"device": self._device.get_rng_state()} if self._device else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from digits import paths
 from digits.errors import UserError, reason
 from digits.files import digest, read_as
-from digits.images.batches import augment, batches, to_float
+from digits.images.batches import augment, batches, order, order_with_hard, to_float
 from digits.images.splits import Split
 from digits.images.statistics import Statistics
 from digits.learning import checkpoints, curve, distributed, evaluation, networks, runtime, streams
@@ -28,10 +28,15 @@ from digits.params import Params, TrainParams
 
 @dataclass
 class Progress:
-    """How far a training has come: finished epochs, steps of the current one, the best weights so far if wanted."""
+    """How far a training has come: finished epochs, steps of the current one, the best weights so far if wanted.
 
+    `order` has the images of the current epoch; `losses` is a running mean for each, where hard ones are looked for.
+    """
+
+    losses: Tensor
     epochs: list[curve.Epoch] = field(default_factory=list)
     step: int = 0
+    order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     best: float = -1.0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
@@ -39,7 +44,10 @@ class Progress:
         return vars(self) | {"epochs": [asdict(epoch) for epoch in self.epochs]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state | {"epochs": [curve.Epoch(**epoch) for epoch in state["epochs"]]})
+        if state.keys() != vars(self).keys():
+            raise KeyError("progress")
+        losses, epochs = state["losses"].to(self.losses.device), [curve.Epoch(**epoch) for epoch in state["epochs"]]
+        vars(self).update(state | {"losses": losses, "epochs": epochs})
 
 
 class Training:
@@ -68,8 +76,8 @@ class Training:
         update = get_ema_multi_avg_fn(p.train.ema)
         self._average = AveragedModel(network, multi_avg_fn=update, use_buffers=True) if p.train.ema else None
         self._final: nn.Module = self._average.module if self._average else network  # what is measured, and kept
-        self._progress = Progress()
-        self._per_epoch = len(batches(len(learned), p.train.batch_size, torch.Generator()))
+        self._progress = Progress(torch.zeros(len(learned) if p.train.hard_examples else 0, device=device))
+        self._per_epoch = len(batches(torch.arange(len(learned)), p.train.batch_size))
         self._steps = p.train.epochs * self._per_epoch
 
     def epochs(self, checkpoint: checkpoints.Checkpoint | None = None) -> Iterator[curve.Epoch]:
@@ -91,9 +99,9 @@ class Training:
         }
         with tqdm(total=self._steps, initial=self._done, unit="step", **style) as bar:
             while len(progress.epochs) < self._p.train.epochs:
-                self._streams.begin_epoch()
-                order = batches(len(self._learned), self._p.train.batch_size, self._streams.order)
-                for indices in order[progress.step :]:
+                if not progress.step:
+                    progress.order = self._order()
+                for indices in batches(progress.order, self._p.train.batch_size)[progress.step :]:
                     loss = self._learn(indices)
                     progress.step += 1
                     bar.update()
@@ -129,6 +137,17 @@ class Training:
             if distributed.is_leader():
                 tqdm.write(f"resumed after step {self._done} of {self._steps}")
 
+    def _order(self) -> Tensor:
+        """Return the images of an epoch in the order in which they are learned.
+
+        Hard examples come up twice (after Loshchilov and Hutter, 2015, arXiv:1511.06343) once all images were seen as
+        often as the warm-up lasts.
+        """
+        train, done = self._p.train, len(self._progress.epochs)
+        if not train.hard_examples or done < max(1, train.warmup * train.epochs):
+            return order(len(self._learned), self._streams.order)
+        return order_with_hard(self._progress.losses, train.hard_examples, self._streams.order)
+
     def _learn(self, indices: Tensor) -> Tensor:
         """Take one step on a batch, and return its loss."""
         train = self._p.train
@@ -141,7 +160,11 @@ class Training:
         images = augment(to_float(self._learned.images[mine]), draws, **amounts, background=self.background)
         with runtime.autocast(self._device, self.precision):
             logits = self.network(images.contiguous(memory_format=torch.channels_last))
-        loss = loss_of(logits, self._learned.labels[mine], train.label_smoothing) / len(indices)
+        labels = self._learned.labels[mine]
+        if train.hard_examples:
+            found, all_of_it = distributed.of_batch(losses_of(logits.detach(), labels)), indices.to(self._device)
+            self._progress.losses[all_of_it] = self._progress.losses[all_of_it].lerp(found, 0.5)
+        loss = loss_of(logits, labels, train.label_smoothing) / len(indices)
         self._optimizer.zero_grad()
         loss.backward()
         distributed.sum_gradients(self.network)
@@ -226,6 +249,13 @@ def augmented(learned: Split, p: Params, versions: int, background: float | list
     draws = (torch.rand(5, len(images), generator=random) for _ in range(versions))
     amounts = p.augmentation.model_dump()
     return [images, *(augment(images, draw, **amounts, background=background) for draw in draws)]
+
+
+def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy [n] of each image, for an ensemble the mean of its members'."""
+    if logits.ndim == 3:
+        return torch.stack([losses_of(member, labels) for member in logits.unbind(1)]).mean(0)
+    return functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
 def loss_of(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:

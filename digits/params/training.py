@@ -36,6 +36,7 @@ class TrainParams(Section):
     momentum: Share
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     label_smoothing: Share
+    hard_examples: Annotated[float, Field(ge=0, le=0.5)]
     ema: Share
     keep: Literal["last", "best"]
 

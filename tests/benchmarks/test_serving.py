@@ -30,4 +30,4 @@ def test_service_is_asked_by_many_without_a_failure(monkeypatch: pytest.MonkeyPa
         assert serving.memory(process) > 50
     assert found.failures == 0
     assert len(found.seconds) > 20
-    assert found.rates[0] > 20
+    assert found.rates[0] > 1

@@ -38,17 +38,33 @@ def test_pixels_become_floats_from_0_to_1() -> None:
 def test_batches_hold_every_index_once_and_a_lone_one_joins_the_batch_before(
     count: int, size: int, sizes: list[int]
 ) -> None:
-    parts = batches.batches(count, size, generator())
+    parts = batches.batches(batches.order(count, generator()), size)
     assert [len(part) for part in parts] == sizes
     assert sorted(torch.cat(parts).tolist()) == list(range(count))
 
 
-def test_batches_are_shuffled_anew_by_the_same_generator() -> None:
+def test_order_is_shuffled_anew_by_the_same_generator() -> None:
     drawing, again = generator(3), generator(3)
-    first, second = (torch.cat(batches.batches(50, 8, drawing)) for _ in range(2))
+    first, second = (batches.order(50, drawing) for _ in range(2))
     assert not torch.equal(first, second)
     assert not torch.equal(first, torch.arange(50))
-    assert torch.equal(first, torch.cat(batches.batches(50, 8, again)))
+    assert torch.equal(first, batches.order(50, again))
+
+
+@pytest.mark.parametrize(("share", "hard"), [(0.0, 0), (0.02, 1), (0.3, 15), (0.5, 25)])
+def test_hard_images_come_up_twice_and_some_of_the_others_once(share: float, hard: int) -> None:
+    losses = torch.arange(50.0).flip(0)
+    drawn = batches.order_with_hard(losses, share, generator())
+    counts = torch.bincount(drawn, minlength=50)
+    assert len(drawn) == 50
+    assert counts[:hard].tolist() == [2] * hard
+    assert sorted(counts[hard:].tolist()) == [0] * hard + [1] * (50 - 2 * hard)
+    assert not torch.equal(drawn, batches.order_with_hard(losses, share, generator(1)))
+
+
+def test_of_equal_losses_the_first_are_taken_for_hard() -> None:
+    counts = torch.bincount(batches.order_with_hard(torch.ones(20), 0.25, generator()))
+    assert counts[:5].tolist() == [2] * 5
 
 
 def augment(images: Tensor, *amounts: float, seed: int = 0) -> Tensor:

@@ -34,6 +34,7 @@ RECIPE: dict[str, Any] = {
     "train.momentum": 0.9,
     "train.weight_decay": 0.0005,
     "train.label_smoothing": 0.1,
+    "train.hard_examples": 0.0,
     "train.ema": 0.0,
     "train.keep": "last",
     "augmentation.rotation": 5.0,
@@ -165,18 +166,19 @@ class Interrupting(Checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "rate", "keep", "ema"),  # of the three choices, every pair of values
+    ("optimizer", "rate", "keep", "ema", "hard"),  # of the choices, nearly every pair of values
     [
-        ("sgd", 0.05, "last", 0.0),
-        ("sgd", 0.05, "best", 0.9),
-        ("adamw", 0.01, "last", 0.9),
-        ("adamw", 0.01, "best", 0.0),
+        ("sgd", 0.05, "last", 0.0, 0.3),
+        ("sgd", 0.05, "best", 0.9, 0.0),
+        ("adamw", 0.01, "last", 0.9, 0.0),
+        ("adamw", 0.01, "best", 0.0, 0.3),
     ],
 )
 def test_resuming_after_a_break_gives_the_same_weights_and_epochs(
-    change: Change, optimizer: str, rate: float, keep: str, ema: float
+    change: Change, optimizer: str, rate: float, keep: str, ema: float, hard: float
 ) -> None:
     recipe: dict[str, Any] = {"optimizer": optimizer, "learning_rate": rate, "keep": keep, "ema": ema}
+    recipe["hard_examples"] = hard
     expected_epochs, expected = fit(change, **recipe)
     p = change(RECIPE | {f"train.{key}": value for key, value in recipe.items()})
     for breaks in ([1], [5], [6], [7, 6], [3, 3, 3, 3, 3, 3], [18]):  # 6 steps an epoch, 3 epochs
@@ -201,6 +203,27 @@ def test_resuming_does_not_repeat_the_steps_that_were_saved(change: Change, caps
         list(training_of(p).epochs(checkpoint))
     assert 1000 - checkpoint.left == 8
     assert "resumed after step 10 of 18" in capsys.readouterr().out
+
+
+def test_images_with_the_highest_losses_come_up_twice_after_the_warm_up(change: Change) -> None:
+    this, orders, losses = training_of(change(RECIPE | {"train.hard_examples": 0.25, "train.epochs": 4})), [], []
+    for _ in this.epochs():
+        orders.append(this._progress.order)
+        losses.append(this._progress.losses.clone())
+    counts = [torch.bincount(order, minlength=len(LEARNED)) for order in orders]
+    assert [count.max().item() for count in counts] == [1, 1, 2, 2]  # 0.3 of 4 epochs are 1.2
+    for place in (2, 3):
+        assert torch.equal((counts[place] == 2).nonzero()[:, 0], losses[place - 1].topk(24).indices.sort().values)
+    _, plain = fit(change, epochs=4)
+    assert not equal(plain, copied(this.network))
+
+
+def test_loss_by_which_an_image_is_hard_is_its_own_without_smoothing_and_the_mean_of_the_members() -> None:
+    logits = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    by_hand = -logits.log_softmax(2)[torch.arange(6), :, labels]
+    assert torch.allclose(training.losses_of(logits, labels), by_hand.mean(1))
+    assert torch.allclose(training.losses_of(logits[:, 0], labels), by_hand[:, 0])
 
 
 def test_order_of_batches_follows_the_seed(change: Change) -> None:

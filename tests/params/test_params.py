@@ -143,6 +143,7 @@ def test_key_that_is_a_number_is_rejected(tmp_path: Path) -> None:
         ("train.momentum", [-0.1, 1.0]),
         ("train.weight_decay", [-1e-9]),
         ("train.label_smoothing", [-0.1, 1.0]),
+        ("train.hard_examples", [-0.1, 0.6]),
         ("train.keep", ["first"]),
         ("augmentation.rotation", [-1.0, 181.0]),
         ("augmentation.scale", [-0.1, 1.0]),

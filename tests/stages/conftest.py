@@ -24,6 +24,7 @@ SHORT = {
     "model.mlp.hidden": [8],
     "model.resnet.channels": [4],
     "train.epochs": 2,
+    "train.hard_examples": 0.0,
     "train.batch_size": 32,
     "runtime.threads": 1,  # two that wait for a busy core take seconds
 }

@@ -189,6 +189,7 @@ CHANGES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "train.momentum": ("train", 0.5, {}),
     "train.weight_decay": ("train", 0.1, {}),
     "train.label_smoothing": ("train", 0.0, {}),
+    "train.hard_examples": ("train", 0.3, {}),
     "train.keep": ("train", "best", {"train.epochs": 4, "augmentation.shift": 0.0}),
     "augmentation.rotation": ("train", 0.0, {}),
     "augmentation.scale": ("train", 0.0, {}),

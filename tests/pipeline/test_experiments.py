@@ -73,7 +73,7 @@ def test_seeds_are_run_from_the_stage_that_they_change_and_logged_to_the_same_pl
         assert run.info.status == "FINISHED"
 
 
-@pytest.mark.stress  # that DVC restores what was run before is also seen in its own folder, in test_changes.py
+@pytest.mark.stress  # that what was run before is not trained again is also seen of cnn-seed-0, above
 def test_seed_that_was_run_before_is_restored_and_not_trained_again(laboratory: Project, row: dict[str, Any]) -> None:
     done = laboratory.run(*DIGITS, *LINEAR, "--count", "1", "--json")
     assert json.loads(done.stdout)["test_mean"] in (pytest.approx(row["test_low"]), pytest.approx(row["test_high"]))

@@ -102,7 +102,7 @@ def resident(p: Params, learned: Split, device: torch.device) -> Callable[[], No
     def step() -> None:
         with runtime.autocast(device, this.precision):
             logits = network(images)
-        loss = training.loss_of(logits, batch.labels, p.train.label_smoothing) / len(batch)
+        loss = training.losses_of(logits, batch.labels, p.train.label_smoothing).sum() / len(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -28,13 +28,18 @@ def reason(error: BaseException, limit: int = 200) -> str:
 
 def shown(value: object, limit: int = 80) -> str:
     """Return a value as Python would write it, of which a long one is shortened."""
-    text = public(repr(value))
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return shortened(public(repr(value)), limit)
 
 
 def listed(names: Iterable[str], limit: int = 200) -> str:
     """Return names that a file contains, which may be any characters, on one line; of long ones the beginning."""
-    text = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in ", ".join(names))
+    return shortened(
+        "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in ", ".join(names)), limit
+    )
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return text, of which more than `limit` characters end in an ellipsis."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

@@ -140,8 +140,8 @@ class Training:
     def _order(self) -> Tensor:
         """Return the images of an epoch in the order in which they are learned.
 
-        Hard examples come up twice (after Loshchilov and Hutter, 2015, arXiv:1511.06343) once all images were seen as
-        often as the warm-up lasts.
+        After the warm-up, and not before the second epoch, hard examples come up twice (after Loshchilov and Hutter,
+        2015, arXiv:1511.06343).
         """
         train, done = self._p.train, len(self._progress.epochs)
         if not train.hard_examples or done < max(1, train.warmup * train.epochs):
@@ -155,16 +155,17 @@ class Training:
             group["lr"] = train.learning_rate * _factor(self._done, self._steps, train)
         part = distributed.begin_batch(len(indices))
         draws = torch.rand(5, len(indices), generator=self._streams.augmentation)[:, part]
-        mine = indices[part].to(self._device)
+        indices = indices.to(self._device)
+        mine = indices[part]
         amounts = self._p.augmentation.model_dump()
         images = augment(to_float(self._learned.images[mine]), draws, **amounts, background=self.background)
         with runtime.autocast(self._device, self.precision):
             logits = self.network(images.contiguous(memory_format=torch.channels_last))
-        labels = self._learned.labels[mine]
+        losses = losses_of(logits, self._learned.labels[mine], train.label_smoothing)
         if train.hard_examples:
-            found, all_of_it = distributed.of_batch(losses_of(logits.detach(), labels)), indices.to(self._device)
-            self._progress.losses[all_of_it] = self._progress.losses[all_of_it].lerp(found, 0.5)
-        loss = loss_of(logits, labels, train.label_smoothing) / len(indices)
+            found = distributed.of_batch(losses.detach().flatten(1).mean(dim=1))
+            self._progress.losses[indices] = self._progress.losses[indices].lerp(found, 0.5)
+        loss = losses.sum() / len(indices)
         self._optimizer.zero_grad()
         loss.backward()
         distributed.sum_gradients(self.network)
@@ -251,18 +252,12 @@ def augmented(learned: Split, p: Params, versions: int, background: float | list
     return [images, *(augment(images, draw, **amounts, background=background) for draw in draws)]
 
 
-def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy [n] of each image, for an ensemble the mean of its members'."""
-    if logits.ndim == 3:
-        return torch.stack([losses_of(member, labels) for member in logits.unbind(1)]).mean(0)
-    return functional.cross_entropy(logits.float(), labels, reduction="none")
-
-
-def loss_of(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Return the summed cross-entropy of logits [n, classes], or those of an ensemble, [n, members, classes]."""
-    if logits.ndim == 3:  # each member's loss is its own
-        logits, labels = logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1])
-    return functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
+def losses_of(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Return the cross-entropy of each image, [n, 1], or for an ensemble's logits, of each member, [n, members]."""
+    members = logits.shape[1] if logits.ndim == 3 else 1
+    flat, labels = logits.float().flatten(0, -2), labels.repeat_interleave(members)
+    losses = functional.cross_entropy(flat, labels, label_smoothing=label_smoothing, reduction="none")
+    return losses.view(-1, members)
 
 
 def optimizer_of(network: nn.Module, train: TrainParams) -> torch.optim.Optimizer:

@@ -17,7 +17,7 @@ from digits.serving import preprocessing, runtime
 from digits.serving.preprocessing import Character
 
 INCLUDED = Path(__file__).parent / "page/model.onnx"  # the default model of this version, for those who train none
-SURE = 0.9  # an answer is unsure if the probability of one of its characters is lower
+SURE = 0.95  # an answer is unsure if the probability of one of its characters is lower
 BATCH = 256  # characters at once
 LARGEST = 100_000_000  # bytes of a picture
 

@@ -218,12 +218,13 @@ def test_images_with_the_highest_losses_come_up_twice_after_the_warm_up(change: 
     assert not equal(plain, copied(this.network))
 
 
-def test_loss_by_which_an_image_is_hard_is_its_own_without_smoothing_and_the_mean_of_the_members() -> None:
+def test_each_image_and_member_has_a_loss_of_its_own() -> None:
     logits = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    by_hand = -logits.log_softmax(2)[torch.arange(6), :, labels]
-    assert torch.allclose(training.losses_of(logits, labels), by_hand.mean(1))
-    assert torch.allclose(training.losses_of(logits[:, 0], labels), by_hand[:, 0])
+    shares = logits.log_softmax(2)
+    by_hand = -0.9 * shares[torch.arange(6), :, labels] - 0.1 * shares.mean(2)
+    assert torch.allclose(training.losses_of(logits, labels, 0.1), by_hand)
+    assert torch.allclose(training.losses_of(logits[:, 0], labels, 0.1), by_hand[:, :1])
 
 
 def test_order_of_batches_follows_the_seed(change: Change) -> None:

@@ -146,7 +146,8 @@ def table(rows: Sequence[Row], lines: list[dict[str, str]]) -> str:
         others = column(row.against, "validation_accuracy")
         if min(len(shares), len(others)) < 2:
             continue
-        against, verdict, seconds = "–", "–", column(row.name, "seconds")
+        against, verdict, timed = "–", "–", column(row.name, "seconds")
+        seconds = f"{mean(timed):.1f}" if timed else "–"
         if row.name != BASELINE:
             finding = significance.across_seeds(others, shares)
             against = f"{100 * finding.difference:+.2f} ({100 * finding.low:+.2f} to {100 * finding.high:+.2f})"
@@ -154,7 +155,7 @@ def table(rows: Sequence[Row], lines: list[dict[str, str]]) -> str:
         text.append(
             f"| {row.change} | {len(shares)} | {100 * mean(shares):.2f} ± {100 * stdev(shares):.2f} | {against} | "
             f"{verdict} | {100 * mean(column(row.name, 'test_accuracy')):.2f} | "
-            f"{column(row.name, 'parameters')[0]:,.0f} | {f'{mean(seconds):.1f}' if seconds else '–'} |"
+            f"{column(row.name, 'parameters')[0]:,.0f} | {seconds} |"
         )
     commands = "\n".join(
         wrapped(command(row, len(column(row.name, "seed")))) for row in rows if column(row.name, "seed")

@@ -200,7 +200,7 @@ def speed() -> Iterator[str]:
         for precision in ("bf16", "fp32")
     ]
     yield (
-        f"bfloat16 where the processor has it, {rates[0] / rates[1]:.1f} times the images a second of float32 at the "
+        f"bfloat16 where the processor has it, {rates[0] / rates[1]:.2f} times the images a second of float32 at the "
         "same validation accuracy"
     )
 

@@ -29,7 +29,7 @@ from digits.reports import significance
 from digits.tools import seeds
 
 POINTS, PAGE = Path("docs/experiments.csv"), Path("docs/experiments.md")
-BASE = ("recipe=quick", "runtime.threads=1", "train.hard_examples=0.0")
+BASE = ("recipe=quick", "runtime.threads=1", "train.learning_rate=0.2", "train.hard_examples=0.0")
 BASELINE = "quick"
 PLAIN = tuple(f"augmentation.{name}=0.0" for name in ("rotation", "scale", "shift", "shear"))
 LONG, HARD = "train.epochs=8", "train.hard_examples=0.3"

@@ -11,11 +11,6 @@ pipeline.begin()  # before any of the code is imported that a result is to be at
 
 os.environ.pop("MPLBACKEND", None)  # figures are files; a notebook hands on a backend that is not installed here
 
-# Read by GNU OpenMP when torch is loaded: how long a thread spins before it sleeps while it waits for the others. By
-# default it spins on the very core that another thread needs as soon as anything else runs, which makes two trainings
-# side by side several times as slow; without any spinning, one alone is slower.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
 from digits.records import recorder  # noqa: E402  # not before `begin`
 
 recorder.start(sys.orig_argv)  # beside the import of torch, which takes as long

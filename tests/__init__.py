@@ -1,0 +1,3 @@
+"""The tests."""
+
+import digits  # noqa: F401  # before torch: sets how its threads wait

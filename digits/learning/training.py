@@ -163,7 +163,7 @@ class Training:
             logits = self.network(images.contiguous(memory_format=torch.channels_last))
         losses = losses_of(logits, self._learned.labels[mine], train.label_smoothing)
         if train.hard_examples:
-            found = distributed.of_batch(losses.detach().flatten(1).mean(dim=1))
+            found = distributed.of_batch(losses.detach().mean(dim=1))
             self._progress.losses[indices] = self._progress.losses[indices].lerp(found, 0.5)
         loss = losses.sum() / len(indices)
         self._optimizer.zero_grad()

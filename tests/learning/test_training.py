@@ -48,9 +48,9 @@ LEARNED, HELD_OUT = bars(96), bars(48, seed=1)
 State = dict[str, Tensor]
 
 
-def small(dropout: float = 0.2) -> nn.Module:
+def small(dropout: float = 0.2, members: int = 1) -> nn.Module:
     torch.manual_seed(0)
-    return networks.build("cnn", len(CLASSES), KNOBS | {"dropout": dropout}, mean=0.2, std=0.3)
+    return networks.build("cnn", len(CLASSES), KNOBS | {"dropout": dropout, "members": members}, mean=0.2, std=0.3)
 
 
 def training_of(p: Params, network: nn.Module | None = None, precision: torch.dtype = torch.float32) -> Training:
@@ -166,24 +166,24 @@ class Interrupting(Checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "rate", "keep", "ema", "hard"),  # of the choices, nearly every pair of values
+    ("optimizer", "rate", "keep", "ema", "hard", "members"),  # of the choices, nearly every pair of values
     [
-        ("sgd", 0.05, "last", 0.0, 0.3),
-        ("sgd", 0.05, "best", 0.9, 0.0),
-        ("adamw", 0.01, "last", 0.9, 0.0),
-        ("adamw", 0.01, "best", 0.0, 0.3),
+        ("sgd", 0.05, "last", 0.0, 0.3, 2),
+        ("sgd", 0.05, "best", 0.9, 0.0, 1),
+        ("adamw", 0.01, "last", 0.9, 0.0, 1),
+        ("adamw", 0.01, "best", 0.0, 0.3, 2),
     ],
 )
 def test_resuming_after_a_break_gives_the_same_weights_and_epochs(
-    change: Change, optimizer: str, rate: float, keep: str, ema: float, hard: float
+    change: Change, optimizer: str, rate: float, keep: str, ema: float, hard: float, members: int
 ) -> None:
     recipe: dict[str, Any] = {"optimizer": optimizer, "learning_rate": rate, "keep": keep, "ema": ema}
     recipe["hard_examples"] = hard
-    expected_epochs, expected = fit(change, **recipe)
+    expected_epochs, expected = fit(change, small(members=members), **recipe)
     p = change(RECIPE | {f"train.{key}": value for key, value in recipe.items()})
     for breaks in ([1], [5], [6], [7, 6], [3, 3, 3, 3, 3, 3], [18]):  # 6 steps an epoch, 3 epochs
         for last in [*breaks, 1000]:
-            this = training_of(p)
+            this = training_of(p, small(members=members))
             torch.manual_seed(last)  # what was drawn before must not matter
             try:
                 with Interrupting(last) as checkpoint:

@@ -216,7 +216,7 @@ def noise() -> Iterator[str]:
     different = {split: int(line["better"]) + int(line["worse"]) for split, line in same.items()}
     largest = max(float(line["p, smallest to largest"].split(" to ")[1]) for line in mlp)
     yield (
-        f"of {same['test']['comparisons']} pairs of seeds of the recipe quick without hard examples, "
+        f"of {same['test']['comparisons']} pairs of seeds of the study's baseline, "
         f"{different['validation']} are called different on the validation split and {different['test']} on the test "
         f"split, while all {mlp[0]['comparisons']} beat the MLP of their seed with p < "
         f"1e{math.ceil(math.log10(largest))}"

@@ -1,9 +1,6 @@
 """The layers of which networks are made, beyond those of torch."""
 
 import math
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -40,19 +37,6 @@ class Crop(nn.Module):
         return images[:, :, inner, inner]
 
 
-_random = threading.local()
-
-
-@contextmanager
-def drawing(seed: int, device: torch.device) -> Iterator[None]:
-    """Have dropout draw from a new generator in this thread while the block runs, not from torch's global one."""
-    _random.generator = torch.Generator(device).manual_seed(seed)
-    try:
-        yield
-    finally:
-        _random.generator = None
-
-
 class Dropout(nn.Module):
     """Drop a share of the units at random (Srivastava et al., 2014, JMLR 15), drawn for the whole batch."""
 
@@ -63,10 +47,10 @@ class Dropout(nn.Module):
     def forward(self, units: Tensor) -> Tensor:
         if not self.training or not self.share:
             return units
-        several = distributed.size() > 1
-        whole = units.new_empty(distributed.batch() if several else len(units), *units.shape[1:])
-        whole.bernoulli_(1 - self.share, generator=getattr(_random, "generator", None))
-        return units * (whole[distributed.part()] if several else whole).div_(1 - self.share)
+        if distributed.size() == 1:
+            return functional.dropout(units, self.share)
+        whole = units.new_empty(distributed.batch(), *units.shape[1:]).bernoulli_(1 - self.share)
+        return units * whole[distributed.part()].div_(1 - self.share)
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):

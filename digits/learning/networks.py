@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from digits.datasets import LARGEST, MNIST_SHAPE, Shape
 from digits.errors import UserError
-from digits.learning.ensembles import Ensemble
 from digits.learning.layers import BatchNorm, Crop, Dropout, Normalize, Residual
 from digits.params.reading import Section, Share, faults_of
 from digits.params.training import ModelParams
@@ -108,6 +107,17 @@ class Linear(nn.Sequential):
 
     def __init__(self, classes: int, shape: Shape) -> None:
         super().__init__(nn.Flatten(), nn.Linear(shape.channels * shape.side**2, classes))
+
+
+class Ensemble(nn.ModuleList):
+    """Networks that are trained side by side on the same batches and answer with the mean of their logits.
+
+    In training it returns the logits of each, [n, members, classes], so that each learns as if it were alone.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = torch.stack([member(images) for member in self], dim=1)
+        return logits if self.training else logits.mean(dim=1)
 
 
 class Shifted(nn.Module):

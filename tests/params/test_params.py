@@ -266,7 +266,7 @@ def test_contradictions_and_wrong_knobs_of_networks_are_reported_together(change
 
 @pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("5E+1", 50.0), ("1.e-2", 0.01), (".5", 0.5), ("3", 3.0)])
 def test_number_with_an_exponent_is_read_as_a_number(tmp_path: Path, text: str, value: float) -> None:
-    changed = re.sub(r"learning_rate: \S+", f"learning_rate: {text}", TEXT)
+    changed = re.sub(r"learning_rate: [^#]+", f"learning_rate: {text}  ", TEXT)
     assert load_text(changed, tmp_path).train.learning_rate == value
 
 

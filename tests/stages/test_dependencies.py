@@ -52,7 +52,6 @@ EXCEPTIONS = {
     "digits/params/evaluation.py": (ALL - {"evaluate"}, "a section that the stage does not read"),
     "digits/params/export.py": (ALL - {"export"}, "a section that the stage does not read"),
     "digits/learning/networks.py": ({"download", "preprocess"}, "rejects knobs of networks; no network is trained"),
-    "digits/learning/ensembles.py": ({"download", "preprocess"}, "imported by networks.py"),
     "digits/learning/layers.py": ({"download", "preprocess"}, "imported by networks.py"),
     "digits/learning/distributed.py": ({"download", "preprocess"}, "imported by networks.py"),
 }

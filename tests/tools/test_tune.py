@@ -371,11 +371,14 @@ def test_two_processes_share_a_study_and_the_trial_of_a_killed_one_is_tried_agai
     ]
 
     def trials() -> list[optuna.trial.FrozenTrial]:
+        with store.lock("tune"):  # to open a database is to create the tables, as the two processes do
+            database = optuna.storages.RDBStorage(storage)
         try:
-            with store.lock("tune"):  # to load a study is to create the tables, as the two processes do
-                return optuna.load_study(study_name="bars", storage=storage).trials
+            return optuna.load_study(study_name="bars", storage=database).trials
         except KeyError:  # not created yet
             return []
+        finally:  # a connection that is left open is a warning in whichever test runs when it is collected
+            database.engine.dispose()
 
     def both_are_held() -> bool:
         states = [trial.state.name for trial in trials() if trial.params]

@@ -17,7 +17,6 @@ def changed(path: Path, groups: dict[str, list[int]]) -> None:
     compare.changed(SPLIT, before, after, groups, path, limit=1)
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("fixed", [[1], []])
 def test_figure_is_a_png_of_the_same_bytes_whatever_the_users_own_style(tmp_path: Path, fixed: list[int]) -> None:
     check_drawing(lambda path: changed(path, {"put right by B": fixed, "put wrong by B": [4, 9]}), tmp_path)

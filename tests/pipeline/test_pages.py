@@ -137,8 +137,9 @@ def test_first_page_lists_every_run_with_its_numbers(browser: "Browser", compare
                 assert re.search(rf"^{run.data.metrics[name]:.0f}$", text, re.MULTILINE), (name, text)
         assert "train.learning_rate=0.1" in text
         first = page.locator(".ag-row[row-index='0']").first.inner_text()
-        best = min(runs(compared), key=lambda run: run.data.metrics["errors/validation"])
-        assert str(best.info.run_name) in first
+        fewest = min(run.data.metrics["errors/validation"] for run in runs(compared))
+        best = [str(run.info.run_name) for run in runs(compared) if run.data.metrics["errors/validation"] == fewest]
+        assert any(name in first for name in best)
 
 
 def test_numbers_of_the_list_are_those_of_the_files(compared: Project) -> None:
@@ -163,8 +164,8 @@ def test_comparison_leads_from_the_knob_to_the_error_and_tells_the_runs_apart(
             switch.click()
         text = page.locator("body").inner_text()
         assert re.search(r"Parameters\s+Show diff only\s+train\.learning_rate\s+0\.2\s+0\.1\s+Metrics", text), text
-        for run in runs(compared):
-            assert re.search(rf"^{round(run.data.metrics['error/validation'], 3):g}$", text, re.MULTILINE), text
+        for run in runs(compared):  # a count may be the same in both, and is then no difference
+            assert re.search(rf"^{round(run.data.metrics['loss/validation'], 3):g}$", text, re.MULTILINE), text
         tags = text[text.rindex("Tags") :]
         assert "changed" in tags
         assert not re.search(r"\b[0-9a-f]{32}\b", tags)

@@ -83,7 +83,7 @@ def test_interrupted_it_cancels_what_runs_and_what_waits(project: Project, clust
 
 def test_example_trains_in_two_processes_that_find_each_other(project: Project, cluster: dict[str, str]) -> None:
     job = ("sbatch", "--wait", "--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", "--output=job.log")
-    project.edit("seed: 0  ", "seed: 7  ")
+    project.edit("training_share: 1.0", "training_share: 0.1")
     project.run(*job, "docs/examples/multinode.slurm", fails=False, measured=False, **cluster)
     said = (project.root / "job.log").read_text(encoding="utf-8")
     assert said.count("epoch 1:") == 1  # one training, not two

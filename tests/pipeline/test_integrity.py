@@ -86,7 +86,7 @@ def test_byte_flipped_behind_the_back_of_dvc_is_noticed_by_what_uses_the_file(
 
 
 def test_flipped_byte_in_the_cache_of_dvc_is_noticed_and_can_be_repaired(workshop: Project, call: Call) -> None:
-    file = "models/model.safetensors"
+    file = "data/splits/test.safetensors"
     checksum = workshop.locked()[file]
     cached = workshop.root / ".dvc/cache/files/md5" / checksum[:2] / checksum[2:]
     flip(cached, secretly=True)

@@ -1,5 +1,6 @@
 """The command line: `python -m digits`, or `digits` once installed. A command is imported only when it runs."""
 
+import gc
 import os
 import shutil
 import sys
@@ -52,6 +53,8 @@ def dispatch(words: list[str]) -> None:
         raise UserError(f"{program}: unknown command {name!r}; known are {', '.join(COMMANDS)}")
     if name in ("predict", "serve"):  # numpy's threads, which they never use, take 0.2 of 0.5 s of CPU to start
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    else:  # torch and mlflow: to look for garbage in every 700 new objects is a tenth of their start
+        gc.set_threshold(100_000, 20, 100)
     os.environ.pop("MPLBACKEND", None)  # figures are files; a notebook hands on a backend that is not installed here
     target, _, example = COMMANDS[name]
     module, function = target.split(":")

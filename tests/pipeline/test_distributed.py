@@ -20,7 +20,7 @@ from tests.stages.conftest import REPOSITORY, SHORT, run_stage, write_images, wr
 
 pytestmark = pytest.mark.slow
 RECIPE = {"train.epochs": 1, "train.learning_rate": 0.05, "train.keep": "best", "runtime.precision": "fp32"}
-LONG = RECIPE | {"train.epochs": 12, "train.hard_examples": 0.3, "runtime.checkpoint": 0.1}
+LONG = RECIPE | {"train.epochs": 6, "train.hard_examples": 0.3, "runtime.checkpoint": 0.1}
 
 
 @pytest.fixture(scope="module")

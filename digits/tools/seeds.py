@@ -26,7 +26,8 @@ from digits.tools import tasks
 
 PATIENCE, RETRIES = 8, 2  # looks at a queue without a worker before it is started again, and how often that is done
 OLD = "replaced-"  # prefix of an experiment until another one of its name is complete
-INTERVAL = 3  # seconds between two looks; each costs more than one of CPU
+ENDED = Path(".dvc/tmp/exps/celery/result")  # where DVC's queue writes a file for each task that has come to an end
+INTERVAL, LONGEST = 3, 20  # seconds between two looks without a worker, and with one; each costs more than one of CPU
 DONE = {"Success", "Failed"}  # final states of a task in `dvc queue status`
 
 
@@ -45,6 +46,11 @@ def queued() -> tuple[dict[str, tuple[str, str]], bool]:
     status = dvc("queue", "status")
     rows = [words for line in status.splitlines() if len(words := line.split()) >= 3]
     return {words[0]: (words[1], words[-1]) for words in rows}, "0 active, 0 idle" not in status
+
+
+def ended() -> set[str]:
+    """Return what is there of each task of DVC's queue that has come to an end."""
+    return {path.name for path in ENDED.glob("*")}
 
 
 def listed() -> set[str]:
@@ -106,6 +112,7 @@ def queue(names: Mapping[str, list[str]], jobs: int) -> Iterator[str]:
     waiting = dict(names)
     put(waiting, jobs)
     while waiting:
+        before = ended()
         known, working = queued()
         state = dict(task for identifier, task in known.items() if identifier not in ignored)
         done = [name for name in waiting if state.get(name) in DONE]
@@ -122,7 +129,9 @@ def queue(names: Mapping[str, list[str]], jobs: int) -> Iterator[str]:
             ignored |= gone
             put(lost, jobs)
             idle, retries = 0, retries - 1
-        time.sleep(INTERVAL if waiting else 0)
+        for _ in range(INTERVAL if idle else LONGEST):
+            if waiting and ended() == before:
+                time.sleep(1)
     settle(names)
     if failed:
         raise UserError(f"{', '.join(failed)}: failed; `dvc queue logs {failed[0]}` says why")

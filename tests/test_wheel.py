@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -19,6 +20,7 @@ from .serving.conftest import written
 from .serving.servers import ask
 
 pytestmark = pytest.mark.slow
+UV = shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv"  # `make setup` puts it there
 NEEDED = "import numpy, onnxruntime, PIL.Image, scipy.ndimage"
 
 
@@ -58,8 +60,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install it where nothing else is; the folder of its programs."""
     root = tmp_path_factory.mktemp("environment")
-    run(sys.executable, "-m", "venv", root, folder=root)
-    run(root / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel, folder=root)
+    run(UV, "venv", "--quiet", "--clear", "--python", sys.executable, root, folder=root)
+    run(UV, "pip", "install", "--quiet", "--python", root, wheel, folder=root)
     return root / "bin"
 
 
@@ -89,7 +91,8 @@ def test_pictures_are_read_without_torch_and_soon(environment: Path, folder: Pat
     assert json.loads(answer)[0]["text"] == "23\n5"
     _, imported = timed(environment / "python", "-c", NEEDED, folder=folder)
     assert answered < 3 * imported  # 1.5 times on a quiet machine
-    installed = json.loads(run(environment / "python", "-m", "pip", "list", "--format", "json", folder=folder).stdout)
+    listed = run(UV, "pip", "list", "--quiet", "--format", "json", "--python", environment / "python", folder=folder)
+    installed = json.loads(listed.stdout)
     assert not {"torch", "mlflow", "dvc", "matplotlib"} & {one["name"] for one in installed}
 
 

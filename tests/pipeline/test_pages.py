@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -227,10 +226,9 @@ def test_runs_on_a_tracking_server_are_linked_to_there(compared: Project, link: 
     assert shown.stdout == f"{link}\n"
 
 
-def test_ending_it_ends_every_process_of_the_server(finished: Project, tmp_path: Path) -> None:
-    project = finished.copy(tmp_path / "ended")
+def test_ending_it_ends_every_process_of_the_server(compared: Project) -> None:
     port = free_port()
-    with started(project, port) as server:
+    with started(compared, port) as server:
         assert server.stdout
         assert server.stdout.readline().startswith(f"http://127.0.0.1:{port}/")
         server.terminate()

@@ -188,7 +188,7 @@ def test_torchrun_by_hand_trains_once_and_reports_a_mistake_once() -> None:
         "stages.train",
     ]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    for changes, count in (({"train.learning_rate": 1e30}, 0), ({}, 1)):
+    for changes, count in (({"train.learning_rate": 1e30}, 0), ({"train.epochs": 0}, 0), ({}, 1)):
         write_params(SHORT | RECIPE | changes)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         said = [line for line in done.stderr.splitlines() if line.startswith("params.yaml: ")]

@@ -193,17 +193,17 @@ class Project:
         path.write_text(text.replace(old, new), encoding="utf-8")
 
     def copy(self, root: Path, *, logged: bool = False) -> "Project":
-        """Clone it, copy DVC's cache, and log the results to the copy's own MLflow if `logged`.
+        """Copy the folder, with its results and DVC's cache, and with its run in MLflow if `logged`.
 
         Not DVC's run cache, so that an experiment in the copy is run and not restored.
         """
-        self.run("git", "clone", "--quiet", ".", str(root))
-        shutil.copytree(self.root / ".dvc/cache/files", root / ".dvc/cache/files")
-        copy = Project(root)
-        copy.run("dvc", "checkout", "--quiet")
-        if logged:
-            copy.run(*DIGITS, "sync")
-        return copy
+        left = {".dvc/tmp", ".dvc/cache/runs"} | (set() if logged else {"mlflow.db", "mlartifacts"})
+
+        def ignored(folder: str, names: list[str]) -> list[str]:
+            return [name for name in names if (Path(folder) / name).relative_to(self.root).as_posix() in left]
+
+        shutil.copytree(self.root, root, ignore=ignored, dirs_exist_ok=True)
+        return Project(root)
 
     def restore(self) -> None:
         """Return to what is committed."""

@@ -22,7 +22,7 @@ from .conftest import DIGITS, Project
 from .servers import free_port
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 pytestmark = pytest.mark.slow
 
@@ -101,14 +101,22 @@ def link(compared: Project) -> Iterator[str]:
             server.terminate()
 
 
+@pytest.fixture(scope="module")
+def window(browser: "Browser") -> Iterator["BrowserContext"]:
+    """A window for all pages, which keeps the scripts that it has loaded."""
+    context = browser.new_context()
+    context.set_default_timeout(60_000)
+    yield context
+    context.close()
+
+
 @contextmanager
-def opened(browser: "Browser", address: str, width: int = 1280) -> Iterator["Page"]:
-    context = browser.new_context(viewport={"width": width, "height": 2400})
-    page = context.new_page()
-    page.set_default_timeout(60_000)
+def opened(window: "BrowserContext", address: str, width: int = 1280) -> Iterator["Page"]:
+    page = window.new_page()
+    page.set_viewport_size({"width": width, "height": 2400})
     page.goto(address)
     yield page
-    context.close()
+    page.close()
 
 
 def runs(project: Project) -> tuple[Run, Run]:
@@ -124,8 +132,8 @@ def comparison(project: Project, link: str) -> str:
     return f"{link.split('#')[0]}#/compare-runs?runs=[{ids}]&experiments=[%221%22]"
 
 
-def test_first_page_lists_every_run_with_its_numbers(browser: "Browser", compared: Project, link: str) -> None:
-    with opened(browser, link, width=1920) as page:
+def test_first_page_lists_every_run_with_its_numbers(window: "BrowserContext", compared: Project, link: str) -> None:
+    with opened(window, link, width=1920) as page:
         page.get_by_text("slower", exact=True).wait_for()
         header = page.locator(".ag-header-cell").all_inner_texts()
         shown = ["errors/validation", "errors/test", "changed", "time/training_seconds", "size/parameters"]
@@ -153,9 +161,9 @@ def test_numbers_of_the_list_are_those_of_the_files(compared: Project) -> None:
 
 
 def test_comparison_leads_from_the_knob_to_the_error_and_tells_the_runs_apart(
-    browser: "Browser", compared: Project, link: str
+    window: "BrowserContext", compared: Project, link: str
 ) -> None:
-    with opened(browser, comparison(compared, link)) as page:
+    with opened(window, comparison(compared, link)) as page:
         page.locator(".parcoords").first.wait_for()
         axes = page.locator(".parcoords .axis-title").all_text_contents()
         assert axes == ["train.learning_rate", "error/validation"]
@@ -175,15 +183,15 @@ def test_comparison_leads_from_the_knob_to_the_error_and_tells_the_runs_apart(
 
 @pytest.mark.parametrize("figure", ["confusion.png", "misclassified.png", "training.png"])
 def test_comparison_shows_figures_of_both_side_by_side(
-    browser: "Browser", compared: Project, link: str, figure: str
+    window: "BrowserContext", compared: Project, link: str, figure: str
 ) -> None:
-    with opened(browser, comparison(compared, link)) as page:
+    with opened(window, comparison(compared, link)) as page:
         page.get_by_text(figure, exact=True).first.dispatch_event("click")
         page.wait_for_function("[...document.images].filter(image => image.naturalWidth > 500).length >= 2")
 
 
-def test_comparison_shows_the_cards_of_both(browser: "Browser", compared: Project, link: str) -> None:
-    with opened(browser, comparison(compared, link)) as page:
+def test_comparison_shows_the_cards_of_both(window: "BrowserContext", compared: Project, link: str) -> None:
+    with opened(window, comparison(compared, link)) as page:
         page.get_by_text("MODEL_CARD.md", exact=True).first.dispatch_event("click")
         page.wait_for_function("document.body.innerText.split('Model card: cnn on mnist').length > 2")
 
@@ -202,8 +210,8 @@ def test_run_says_what_it_came_to_and_what_to_do_next(compared: Project) -> None
     assert before.data.tags["changed"] == "nothing"
 
 
-def test_five_versions_of_the_model_fit_on_a_screen(browser: "Browser", compared: Project, link: str) -> None:
-    with opened(browser, f"{link.split('#')[0]}#/models/mnist-classifier") as page:
+def test_five_versions_of_the_model_fit_on_a_screen(window: "BrowserContext", compared: Project, link: str) -> None:
+    with opened(window, f"{link.split('#')[0]}#/models/mnist-classifier") as page:
         page.get_by_text("Version 1", exact=True).wait_for()
         rows = [page.get_by_text(f"Version {number}", exact=True).bounding_box() for number in (1, 2)]
         assert rows[0]

@@ -97,7 +97,7 @@ def test_pull_over_ssh_leaves_nothing_to_run(copy: Project, ssh: tuple[str, Path
 def test_shared_experiment_is_applied_elsewhere_without_training(copy: Project, tmp_path: Path) -> None:
     add_remote(copy, str(tmp_path / "storage"))
     copy.run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(tmp_path / "hub"))
-    copy.run("git", "remote", "set-url", "origin", str(tmp_path / "hub"))
+    copy.run("git", "remote", "add", "origin", str(tmp_path / "hub"))
     copy.run("git", "push", "--quiet", "origin", "main")
     before = copy.outputs()
     copy.run("dvc", "exp", "run", "--name", "coarse", "-S", "evaluate.bins=5", MLFLOW_TRACKING_URI="off")

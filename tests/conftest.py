@@ -82,7 +82,11 @@ def browser() -> Iterator["Browser"]:
     if not (program := shutil.which("chromium")):
         pytest.skip("chromium is not installed")
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        opened = driver.chromium.launch(
+            executable_path=program,
+            args=["--no-sandbox", "--disable-gpu"],
+            ignore_default_args=["--enable-unsafe-swiftshader"],
+        )
         yield opened
         opened.close()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from digits.__main__ import dispatch
 from digits.errors import UserError
@@ -54,13 +55,19 @@ console.log(JSON.stringify(answers));
 """
 
 
+def shrunk(number: int) -> tuple[Image.Image, bool]:
+    """Return a picture and whether it shows one character; most are small, since others take three times as long."""
+    image, single = picture(number)
+    if number % 24:
+        image.thumbnail((240, 240))
+    return image, single
+
+
 def test_browser_prepares_pictures_as_python_does(browser: "Browser", static: str) -> None:
     characters = 0
     with visiting(browser, f"{static}/docs.html") as visit:
         for number in range(MIRRORED):
-            image, single = picture(number)
-            if number % 24:
-                image.thumbnail((240, 240))  # full size takes both sides three times as long
+            image, single = shrunk(number)
             how: dict[str, Any] = {"channels": 1, "side": 28, "ink": True, "single": single}
             try:
                 expected = preprocessing.characters(io.BytesIO(png(image)), "picture", **how)
@@ -94,7 +101,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     about = []
     for number in range(SHARED):
-        image, _ = picture(number)
+        image, _ = shrunk(number)
         name = f"{number:03}.png"
         (folder / name).write_bytes(png(image))
         (folder / f"{name}.rgba").write_bytes(image.convert("RGBA").tobytes())

@@ -97,10 +97,17 @@ def child(process: subprocess.Popen[str]) -> psutil.Process:
 
 @pytest.mark.slow
 def test_it_ends_with_a_stage_that_is_killed(prepared: MlflowClient) -> None:
+    def learning() -> set[str]:  # other tests use the database as well
+        runs = prepared.search_runs([experiment(prepared)], "metrics.`loss/train` > 0")
+        return {run.info.run_id for run in runs}
+
+    before = learning()
     process = stage("train")
-    wait_for(lambda: prepared.search_runs([experiment(prepared)], "metrics.`loss/train` > 0"))
-    beside = child(process)
-    process.kill()
+    try:
+        wait_for(lambda: learning() - before)
+        beside = child(process)
+    finally:
+        process.kill()
     beside.wait(30)
     process.communicate()
     assert newest(prepared).info.status == "RUNNING"  # the training resumes it

@@ -84,7 +84,7 @@ def browser() -> Iterator["Browser"]:
     with playwright.sync_playwright() as driver:
         opened = driver.chromium.launch(
             executable_path=program,
-            args=["--no-sandbox", "--disable-gpu"],
+            args=["--no-sandbox", "--disable-gpu"],  # or the processor emulates one
             ignore_default_args=["--enable-unsafe-swiftshader"],
         )
         yield opened

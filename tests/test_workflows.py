@@ -31,15 +31,14 @@ def test_a_pull_request_is_compared_with_its_base(tmp_path: Path) -> None:
     table = copy / paths.VALIDATION_TABLE
     table.write_text(re.sub(r"\b0,0\b", "0,6", table.read_text(encoding="utf-8"), count=30), encoding="utf-8")
     git("-C", str(copy), "commit", "--quiet", "--all", "--message=a worse model")
-    environment = os.environ | {"BASE": "HEAD~1", "HEAD": "HEAD"}
+    environment = os.environ | {"BASE": "HEAD~1", "HEAD": "HEAD", "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)  # mlflow leaves it behind where another test has set a server
     command = command.replace(".venv/bin/python", sys.executable)
     subprocess.run(["bash", "-c", command], cwd=copy, env=environment, check=True)
     told = (copy / "comparison.md").read_text(encoding="utf-8")
     assert "**B is worse: -0.60 % points" in told
     assert "| 0 | 494 | 0 | 30 |" in told
-    there = git("-C", str(copy), "status", "--porcelain", "--ignored").splitlines()
-    assert [line for line in there if not line.endswith("/__pycache__/")] == ["?? comparison.md"]
+    assert not git("-C", str(copy), "status", "--porcelain", "--ignored").replace("?? comparison.md\n", "")
 
 
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.iterdir()), ids=lambda path: path.name)

@@ -192,17 +192,15 @@ class Project:
         assert old in text
         path.write_text(text.replace(old, new), encoding="utf-8")
 
+    @property
+    def aside(self) -> Path:
+        """Where `finished` has put a copy of itself in which nothing runs, so that no file goes while it is copied."""
+        return self.root.with_name("aside")
+
     def copy(self, root: Path, *, logged: bool = False) -> "Project":
-        """Copy the folder, with its results and DVC's cache, and with its run in MLflow if `logged`.
-
-        Not DVC's run cache, so that an experiment in the copy is run and not restored.
-        """
-        left = {".dvc/tmp", ".dvc/cache/runs"} | (set() if logged else {"mlflow.db", "mlartifacts"})
-
-        def ignored(folder: str, names: list[str]) -> list[str]:
-            return [name for name in names if (Path(folder) / name).relative_to(self.root).as_posix() in left]
-
-        shutil.copytree(self.root, root, ignore=ignored, dirs_exist_ok=True)
+        """Copy what `finished` has set aside: with results and DVC's cache, and with its run in MLflow if `logged`."""
+        left = () if logged else ("mlflow.db", "mlartifacts")
+        shutil.copytree(self.aside, root, ignore=shutil.ignore_patterns(*left))
         return Project(root)
 
     def restore(self) -> None:
@@ -242,11 +240,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     done = root.with_name("finished.done")
     with FileLock(root.with_name("finished.lock")):
         if not done.exists():
-            shutil.rmtree(root, ignore_errors=True)
+            for folder in (root, Project(root).aside):
+                shutil.rmtree(folder, ignore_errors=True)
             project = start(root)
             project.run("dvc", "repro", measured=True)
             project.run("git", "add", "--all")
             project.run("git", "commit", "--quiet", "--message=results")
+            shutil.copytree(root, project.aside)
+            for left in (".dvc/tmp", ".dvc/cache/runs"):  # so that an experiment in a copy is run and not restored
+                shutil.rmtree(project.aside / left)
             done.touch()
     return Project(root)
 

@@ -25,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_enlarged_data_begin_with_the_originals_and_continue_with_distortions(folder: Path) -> None:
+def test_enlarged_data_begin_with_the_originals_and_continue_with_shifted_copies(folder: Path) -> None:
     assert growth.enlarge(folder / "own", 3) == 3 * (3 + 3)
     for part in ("train", "test"):
         made, labels = (read_idx(folder / "own" / FILES[part, kind]) for kind in ("images", "labels"))

@@ -62,10 +62,10 @@ lint: .venv/complete ## Check style and types only
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
-# Two seeds of the tutorial, not the three of the program itself: one takes 2 minutes, or 4 on an older machine.
+# One seed of what others train, not the three and two of the program itself: each takes up to 5 minutes.
 bench: quick := $(if $(QUICK),--quick)
 bench: repro ## Measure accuracy, speed and cost: under an hour on two idle cores, or make bench QUICK=1
-	.venv/bin/python -m benchmarks.accuracy --tutorial-seeds 2 $(quick)
+	.venv/bin/python -m benchmarks.accuracy --tutorial-seeds 1 --example-seeds 1 $(quick)
 	.venv/bin/python -m benchmarks.limits $(quick)
 	.venv/bin/python -m benchmarks.stages $(quick)
 	.venv/bin/python -m benchmarks.growth $(quick)

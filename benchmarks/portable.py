@@ -59,6 +59,7 @@ PROCESSORS = (
     "YongFeng",  # neither Intel nor AMD
 )
 BATCH = 64
+WARM = 10  # steps before the clock starts, since the first are slower
 # Every knob that shapes the weights, whatever params.yaml says; and what each training adds.
 SHARED: dict[str, Any] = {
     "seed": 0,
@@ -157,19 +158,19 @@ def moved(first: Path, second: Path) -> float:
     return max(float((one[key].double() - other[key].double()).abs().max()) for key in one)
 
 
-def seconds_a_step(reproducibility: str, threads: int) -> float:
-    """Return the seconds of one step of the default training, of 100, on images drawn at random."""
-    p = load({"train.epochs": 1}, reproducibility, threads)
+def seconds_a_step(reproducibility: str, threads: int, steps: int = 100) -> float:
+    """Return the seconds of one step of the default training, of `steps`, on images drawn at random."""
+    # Two epochs, of which the first is timed: a training that ends no better than guessing fails, as it may here.
+    p = load({"train.epochs": 2}, reproducibility, threads)
     device = runtime.prepare(p.runtime)
-    labels = torch.arange(100 * p.train.batch_size) % 10
+    labels = torch.arange(max(WARM, steps) * p.train.batch_size) % 10
     images = torch.randint(0, 256, (len(labels), 1, 28, 28), dtype=torch.uint8)
     split = Split(images, labels, tuple("0123456789"))
     network = networks.build(p.model.name, 10, p.model.knobs(), mean=0.5, std=0.3)
-    for count in (10, 100):  # the first steps are slower
+    for count in (WARM, steps):
         part = split[: count * p.train.batch_size]
         start = time.perf_counter()
-        for _ in Training(network, part, split[:250], p, device).epochs():
-            pass
+        next(Training(network, part, split[:250], p, device).epochs())
         seconds = (time.perf_counter() - start) / count
     return seconds
 
@@ -181,7 +182,9 @@ def cost(rounds: int, threads: int) -> str:
         seconds = {}
         for setting in SETTINGS:
             command = [sys.executable, "-m", "benchmarks.portable", "--time", setting, "--threads", str(threads)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                command, env={**os.environ, "TQDM_DISABLE": "1"}, stdout=subprocess.PIPE, text=True, check=True
+            )
             seconds[setting] = float(done.stdout)
         ratios.append(seconds["portable"] / seconds["machine"])
     return (

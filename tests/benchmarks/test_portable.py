@@ -1,6 +1,7 @@
 import pytest
 
 from benchmarks import portable
+from digits.learning.training import Training
 from tests.conftest import ROOT
 
 
@@ -21,3 +22,9 @@ def test_every_knob_that_shapes_the_weights_is_fixed_whatever_params_yaml_says(
     }
     assert shaping == changes.keys()
     assert (p.runtime.device, p.runtime.threads, p.runtime.precision) == ("cpu", 2, "fp32")
+
+
+def test_a_step_is_timed_though_nothing_can_be_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(Training, "_is_guessing", lambda *_: True)
+    assert 0 < portable.seconds_a_step("machine", 2, steps=2) < 60
